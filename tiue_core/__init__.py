@@ -1,0 +1,1 @@
+"""TiUE: one-pass text-to-image students."""
