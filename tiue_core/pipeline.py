@@ -248,6 +248,9 @@ class TiuePipeline(
         limit = min(
             self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
         )
+        # We name the words that do not fit; the tokenizer's own remark would only confuse.
+        remark = "sequence-length-is-longer-than-the-specified-maximum"
+        self.tokenizer.deprecation_warnings[remark] = True
         texts = [self.maybe_convert_prompt(text, self.tokenizer) for text in prompts]
         for text in dict.fromkeys(texts):
             self._warn_of_dropped_words(text, limit)

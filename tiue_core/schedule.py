@@ -34,7 +34,7 @@ For epsilon prediction A_t = sqrt(alpha' / alpha), the products telescope, and
 
 Erratum. The paper's appendix prints E_t = sqrt(alpha_0 / alpha_t) (...) for t = 2..K. That is the
 value above divided by sqrt(alpha_t); with it z_0 misses the DDIM loop by a relative L2 error of
-1.59 at K = 4. S and E_1 are printed correctly. ``tests/test_schedule.py`` holds both statements.
+1.6 at K = 4. S and E_1 are printed correctly. ``tests/test_schedule.py`` holds both statements.
 
 The scheduler's own alphas are float32, which costs 5e-6 in z_0. Everything here is float64.
 """

@@ -120,7 +120,9 @@ class SplitUNet(nn.Module):
                     h, outputs = block(hidden_states=h, temb=temb, **context, **extra)
                 else:
                     h, outputs = block(hidden_states=h, temb=temb)
-                    h = h + adapter.pop(0) if adapter else h
+                    if adapter:  # reaches the last skip feature too, where that is h itself
+                        before, h = h, h + adapter.pop(0)
+                        outputs = [h if output is before else output for output in outputs]
                 skips.extend(outputs)
 
             if unet.mid_block is not None:
