@@ -20,20 +20,8 @@ import torch
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
-_PARTS = (
-    "time_proj",
-    "time_embedding",
-    "conv_in",
-    "down_blocks",
-    "mid_block",
-    "up_blocks",
-    "conv_norm_out",
-    "conv_out",
-    "get_time_embed",
-    "get_class_embed",
-    "get_aug_embed",
-    "process_encoder_hidden_states",
-)
+_PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
+_HELPERS = ("get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +46,7 @@ class SplitUNet(nn.Module):
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        missing = [part for part in _PARTS if not hasattr(unet, part)]
+        missing = [name for name in _PARTS + _HELPERS if not hasattr(unet, name)]
         if missing:
             raise ValueError(
                 f"{type(unet).__name__} cannot be split into encoder and decoder, it has no "
