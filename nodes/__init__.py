@@ -1,0 +1,20 @@
+"""ComfyUI nodes, by purpose. Thin: what they do is in ``native``, imported when one first runs."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import calls, load, look, sample
+from .folders import register
+
+
+class TiueExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*load.NODES, *sample.NODES, *calls.NODES, *look.NODES]
+
+
+async def comfy_entrypoint() -> TiueExtension:
+    register()
+    return TiueExtension()

@@ -1,0 +1,83 @@
+"""Students on this machine, as a list for a combo and back to a path.
+
+Built in; diffusers folders and checkpoints in ComfyUI's model folders (``diffusers``, ``tiue``,
+``checkpoints``, also those of ``extra_model_paths.yaml``); released ones by name.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..tiue_core.students import REGISTRY
+
+KIND = "tiue"
+_FOLDERS = (KIND, "diffusers")  # where diffusers folders are looked for
+_FILES = (KIND, "checkpoints")  # where single files are looked for
+
+
+def register() -> None:
+    """Tell ComfyUI of models/tiue. A path given in extra_model_paths.yaml stays."""
+    own = os.path.join(folder_paths.models_dir, KIND)  # noqa: PTH118 - ComfyUI keeps strings
+    folder_paths.add_model_folder_path(KIND, own)
+    paths, extensions = folder_paths.folder_names_and_paths[KIND]
+    folder_paths.folder_names_and_paths[KIND] = (paths, {*extensions, ".safetensors"})
+
+
+def choices() -> list[str]:
+    """All students that can be chosen, the built-in one first."""
+    return list(dict.fromkeys([*REGISTRY, *_on_disk()]))
+
+
+def on_disk(choice: str) -> Path | None:
+    """The folder or file that a choice stands for; None: a name of the registry.
+
+    Raises:
+        ValueError: it was there when the list was made, and is not any more.
+    """
+    if choice in REGISTRY:
+        return None
+    path = _on_disk().get(choice)
+    if path is None:
+        raise ValueError(
+            f"The student '{choice}' is gone from ComfyUI's model folders: put it back, or press R "
+            "to refresh the list and choose another"
+        )
+    return path
+
+
+def _on_disk() -> dict[str, Path]:
+    """Choice to path: 'tiue/my-student', 'checkpoints/mine.safetensors'."""
+    found: dict[str, Path] = {}
+    for kind in _FOLDERS:
+        for root in folder_paths.get_folder_paths(kind):
+            for folder in _students_below(Path(root)):
+                found.setdefault(_name(kind, folder.relative_to(root)), folder)
+    for kind in _FILES:
+        for name in folder_paths.get_filename_list(kind):
+            path = Path(folder_paths.get_full_path(kind, name) or "")
+            if path.suffix == ".safetensors" and not _inside_student(path, Path(name)):
+                found.setdefault(_name(kind, Path(name)), path)
+    return found
+
+
+def _students_below(root: Path) -> list[Path]:
+    """Folders with a ``model_index.json``, and nothing below those."""
+    students = []
+    for folder, inside, files in os.walk(root, followlinks=True):
+        if "model_index.json" in files:
+            students.append(Path(folder))
+            inside.clear()
+        inside.sort()
+    return students
+
+
+def _inside_student(path: Path, name: Path) -> bool:
+    """Whether a file is a part of a diffusers folder."""
+    return any((path.parents[i] / "model_index.json").is_file() for i in range(len(name.parts)))
+
+
+def _name(kind: str, path: Path) -> str:
+    return kind if path == Path() else f"{kind}/{path.as_posix()}"

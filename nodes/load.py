@@ -1,0 +1,88 @@
+"""Load Student: MODEL, CLIP and VAE of a one-pass student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..tiue_core import students
+from . import folders
+from .schema import schema
+
+
+class LoadStudent(io.ComfyNode):
+    """A student as ComfyUI's own MODEL, CLIP and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="TiUELoadStudent",
+            display_name="Load Student",
+            description="Loads a one-pass student as an ordinary MODEL, CLIP and VAE. 'stickers' is "
+            "built in and needs no download; your own go to models/tiue or models/diffusers.",
+            search_aliases=["tiue", "loopfree", "checkpoint", "diffusers loader", "stickers"],
+            inputs=[
+                io.Combo.Input(
+                    "student",
+                    options=folders.choices(),
+                    tooltip="'stickers' is built in. The loopfree students are downloaded once. "
+                    "Diffusers folders and .safetensors checkpoints of ComfyUI's model folders "
+                    "follow.",
+                ),
+                io.Boolean.Input(
+                    "accept_licence",
+                    default=False,
+                    tooltip="Needed once, for a download: the loopfree students are CC BY-NC 4.0, "
+                    "for non-commercial use only.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="For One-Pass Sampler, by way of LoRA loaders if you like."
+                ),
+                io.Clip.Output(tooltip="For CLIP Text Encode."),
+                io.Vae.Output(tooltip="For VAE Decode."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, student: str) -> bool | str:
+        try:
+            folders.on_disk(student)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, student: str, accept_licence: bool = False) -> object:
+        """What changes when the student's files do."""
+        path = folders.on_disk(student) or students.REGISTRY[student].folder
+        files = sorted(path.rglob("*")) if path and path.is_dir() else [path]
+        return [(str(file), file.stat().st_mtime_ns) for file in files if file and file.is_file()]
+
+    @classmethod
+    def execute(cls, student: str, accept_licence: bool = False) -> io.NodeOutput:
+        import folder_paths
+
+        from .native import loading
+
+        path = folders.on_disk(student) or _released(student, accept_licence)
+        embeddings = folder_paths.get_folder_paths("embeddings")
+        if path.is_dir():
+            return io.NodeOutput(*loading.load_folder(students.check_folder(path), embeddings))
+        return io.NodeOutput(*loading.load_checkpoint(path, embeddings))
+
+
+def _released(student: str, accept_licence: bool) -> Path:
+    """The folder of a student of the registry, downloaded if need be."""
+
+    def accept(terms: str) -> bool:
+        if not accept_licence:
+            raise ValueError(f"{terms}. Switch accept_licence on to accept this and download it")
+        return True
+
+    return students.find(student, accept_license=accept).path
+
+
+NODES = [LoadStudent]

@@ -1,0 +1,227 @@
+"""A student as ComfyUI's own MODEL, CLIP and VAE, from a diffusers folder or a single file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from comfy import model_management, sd1_clip
+
+from ...tiue_core.files import read_header
+from ...tiue_core.schedule import STEPS
+from . import shapes
+from .onepass import KEY, STABLE_DIFFUSION, Made
+
+Weights = dict[str, torch.Tensor]
+
+
+def load_folder(
+    folder: Path, embeddings: Any = None, dtype: torch.dtype | None = None
+) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE from a diffusers folder.
+
+    Args:
+        folder: as ``save_pretrained`` writes it.
+        embeddings: where ComfyUI looks for textual inversions.
+        dtype: of all weights; by default ComfyUI's own choice for this machine.
+    """
+    vae_config = _config(folder / "vae")
+    model = _unet(folder, vae_config, dtype)
+    return model, _clip(folder, embeddings, dtype), _vae(folder, vae_config, dtype)
+
+
+def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE from a checkpoint in Stable Diffusion's own format."""
+    read_header(path)
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+        str(path), embedding_directory=embeddings
+    )
+    missing = [name for name, part in (("text encoder", clip), ("UNet", model)) if part is None]
+    if missing:
+        raise ValueError(
+            f"{path.name} has no {' and no '.join(missing)}: give a whole checkpoint, or a "
+            "diffusers folder"
+        )
+    # ComfyUI guesses from a bias whether a 2.x model predicts velocity; students predict epsilon.
+    epsilon = comfy.model_base.ModelType.EPS
+    if model.model.model_type != epsilon:
+        model.model.model_type = epsilon
+        model.model.model_sampling = comfy.model_base.model_sampling(
+            model.model.model_config, epsilon
+        )
+    model.set_attachments(KEY, Made({**STABLE_DIFFUSION, "prediction_type": "epsilon"}))
+    return model, clip, vae
+
+
+def _unet(folder: Path, vae_config: dict[str, Any], dtype: torch.dtype | None) -> Any:
+    scheduler = {**STABLE_DIFFUSION, **_json(folder / "scheduler" / "scheduler_config.json")}
+    shape = shapes.unet_config(_config(folder / "unet"))
+    config = shapes.model_config(shape, scheduler, _latent_scale(vae_config))
+    given = _weights(folder / "unet")
+    weights = {
+        ours: given.pop(theirs)
+        for theirs, ours in comfy.utils.unet_to_diffusers(config.unet_config).items()
+        if theirs in given
+    }
+
+    device = model_management.get_torch_device()
+    supported = config.supported_inference_dtypes
+    stored = dtype or model_management.unet_dtype(
+        model_params=sum(weight.numel() for weight in weights.values()),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    config.set_inference_dtype(stored, model_management.unet_manual_cast(stored, device, supported))
+    offload = model_management.unet_offload_device()
+    model = config.get_model(weights, "").to(offload)
+    expected = model.diffusion_model.state_dict().keys()
+    _complete(folder / "unet", expected - weights.keys(), given)
+    model.load_model_weights(weights, "")
+
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    model = patcher(model, load_device=device, offload_device=offload)
+    model.set_attachments(KEY, _made(folder, scheduler))
+    return model
+
+
+def _made(folder: Path, scheduler: dict[str, Any]) -> Made:
+    """The student's own K and timesteps, which ``TiuePipeline`` saves beside the class names."""
+    index = _json(folder / "model_index.json")
+    timesteps = index.get("timesteps")
+    steps = index.get("steps", STEPS) if timesteps is None else len(timesteps)
+    return Made(scheduler, steps, timesteps and tuple(timesteps))
+
+
+def _clip(folder: Path, embeddings: Any, dtype: torch.dtype | None) -> Any:
+    config = _config(folder / "text_encoder")
+    width, length = config["hidden_size"], config["max_position_embeddings"]
+    name = "h" if width == 1024 else "l"  # as ComfyUI and LoRA files name SD2's and SD1's
+    weights = {
+        key if key.startswith("text_model.") else f"text_model.{key}": value
+        for key, value in _weights(folder / "text_encoder").items()
+        if not key.endswith("position_ids")
+    }
+
+    tokenizer = partial(
+        sd1_clip.SDTokenizer,
+        tokenizer_path=str(folder / "tokenizer"),
+        max_length=length,
+        embedding_size=width,
+        embedding_key=f"clip_{name}",
+        pad_token=_pad_token(folder),
+    )
+    target = comfy.supported_models_base.ClipTarget(
+        partial(sd1_clip.SD1Tokenizer, clip_name=name, tokenizer=tokenizer),
+        partial(
+            sd1_clip.SD1ClipModel,
+            clip_name=name,
+            clip_model=partial(_TextEncoder, config=config, pad=_pad_token(folder)),
+        ),
+    )
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=embeddings,
+        parameters=sum(weight.numel() for weight in weights.values()),
+        model_options={} if dtype is None else {"dtype": dtype},
+    )
+    missing, unexpected = clip.load_sd(weights)
+    unused = {"logit_scale", "text_projection.weight"}  # of the image side of CLIP
+    _complete(folder / "text_encoder", {key for key in missing if key not in unused}, unexpected)
+    return clip
+
+
+class _TextEncoder(sd1_clip.SDClipModel):
+    """A CLIP text encoder of any size; what comes out is its last layer."""
+
+    def __init__(
+        self, device: Any, dtype: Any, model_options: dict, config: dict, pad: int, **_: Any
+    ) -> None:
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            max_length=config["max_position_embeddings"],
+            layer="last",
+            textmodel_json_config=dict(config),
+            special_tokens=_special_tokens(config, pad),
+            return_projected_pooled=False,
+            model_options=model_options,
+        )
+        words, width = config["vocab_size"], config["hidden_size"]
+        if self.transformer.get_input_embeddings().weight.shape[0] != words:  # up to 0.3.x
+            self.transformer.set_input_embeddings(
+                self.operations.Embedding(words, width, dtype=dtype, device=device)
+            )
+
+
+def _vae(folder: Path, config: dict[str, Any], dtype: torch.dtype | None) -> Any:
+    weights = _weights(folder / "vae")
+    if config["_class_name"] == "AutoencoderTiny":
+        return comfy.sd.VAE(sd=_tiny(weights, config), dtype=dtype)
+    return comfy.sd.VAE(sd=weights, config=shapes.vae_params(config), dtype=dtype)
+
+
+def _tiny(weights: Weights, config: dict[str, Any]) -> Weights:
+    """The weights of an ``AutoencoderTiny`` under TAESD's own names."""
+    renamed = {}
+    for key, value in weights.items():
+        part, _, number, rest = key.split(".", 3)
+        shift = part == "decoder"  # whose first layer, a clamp, has no weights
+        renamed[f"taesd_{part}.{int(number) + shift}.{rest}"] = value
+    renamed["vae_scale"] = torch.tensor(_latent_scale(config) / config.get("scaling_factor", 1.0))
+    renamed["vae_shift"] = torch.tensor(0.0)
+    return renamed
+
+
+def _latent_scale(vae_config: dict[str, Any]) -> float:
+    """What stands between a LATENT and the UNet; a tiny autoencoder adds its own scale to it."""
+    if vae_config["_class_name"] == "AutoencoderTiny":
+        return 0.18215
+    return vae_config.get("scaling_factor", 0.18215)
+
+
+def _special_tokens(config: dict[str, Any], pad: int) -> dict[str, int]:
+    return {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": pad}
+
+
+def _pad_token(folder: Path) -> int:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer").pad_token_id
+
+
+def _weights(folder: Path) -> Weights:
+    """All tensors of one model's folder; the fp16 variant where there is no other."""
+    files = sorted(folder.glob("*.safetensors"))
+    files = [path for path in files if ".fp16" not in path.name] or files
+    tensors: Weights = {}
+    for path in files:
+        tensors.update(comfy.utils.load_torch_file(str(path), safe_load=True))
+    if not tensors:
+        raise ValueError(f"{folder} has no .safetensors file: copy the student's folder again")
+    return tensors
+
+
+def _complete(folder: Path, missing: Any, unexpected: Any) -> None:
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights, {min(missing)} for one: "
+            "its config.json and its weights do not belong together"
+        )
+    if unexpected:
+        logging.info("%s: %d weights are not used", folder, len(unexpected))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
