@@ -1,0 +1,297 @@
+"""The `tiue` command.
+
+This module is read before the first line is shown, so it imports nothing heavy: torch, diffusers
+and transformers are imported inside the commands.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import Failed, ask_license, emit, progress, quiet_libraries, run, say
+from .errors import TiueError
+
+COMMANDS = (".train.command", ".evaluate.command")
+"""Modules with a `register(app)` that adds their commands; cheap to import."""
+
+_BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
+_VERSION = "0.1.0"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run the command line and exit with its status."""
+    sys.exit(run(build(), list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def build() -> typer.Typer:
+    """The app with all commands that this installation has."""
+    app = typer.Typer(
+        name="tiue",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+    app.callback(invoke_without_command=True)(_root)
+    register(app)
+    for name in COMMANDS:
+        if util.find_spec(name, __package__) is not None:
+            import_module(name, __package__).register(app)
+    return app
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+    app.command("students")(students)
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """One-pass text-to-image students: pictures from words in a single pass of the UNet.
+
+    Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
+    """
+    if version:
+        print(f"tiue {_VERSION}")
+        raise typer.Exit
+
+
+# --- tiue generate -------------------------------------------------------------------------
+
+
+@dataclass
+class Order:
+    """What was asked for: from the command line, or from an image made earlier."""
+
+    prompts: list[str]
+    student: str = "stickers"
+    seed: int = 0
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    dtype: str | None = None
+    loras: list[Any] = field(default_factory=list)
+    student_hash: str | None = None
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", show_default=False)
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(show_default="stickers", help="Name, folder, .safetensors file or hub id."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(show_default="0", help="Of the first picture; the next ones count on."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    width: Annotated[
+        int | None, typer.Option(show_default="the student's", help="In pixels.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(show_default="the student's", help="In pixels.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(show_default="the student's", help="Decoders (K).")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:STRENGTH]", help="May be given many times.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNGs.")] = Path("out"),
+    origin: Annotated[
+        Path | None, typer.Option("--from", metavar="IMAGE.png", help="Make this picture again.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder with what a single-file student lacks.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Paint pictures from prompts; each PNG carries what is needed to make it again.
+
+    Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
+
+    Example: tiue generate --from out/0000_a-cat-on-a-blue-background_0.png
+    """
+    started = time.monotonic()
+    if not prompts and origin is None:
+        raise typer.BadParameter('give one in quotes, "" for the empty one', param_hint="PROMPT")
+    if count < 1:
+        raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
+    # Whatever can be wrong is looked at before torch is imported, which takes seconds.
+    from .adapters import Lora
+    from .files import check_writable
+
+    order = Order([_clean(prompt) for prompt in prompts or []])
+    given = {"student": student, "seed": seed, "width": width, "height": height, "steps": steps}
+    order.loras = [Lora.parse(text) for text in lora or []]
+    if origin is not None:
+        _remember(order, origin)
+    for name, value in {**given, "dtype": dtype}.items():
+        if value is not None:
+            setattr(order, name, value)
+    from . import students as library
+
+    source = library.find(order.student, accept_license=ask_license(accept_license))
+    check_writable(out)
+    images, error = _paint(order, source, count, out, device, base)
+    result = {
+        "images": images,
+        "student": {"name": source.name, "revision": source.revision},
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    if error is not None:
+        raise Failed(str(error), result) from error
+    if json:
+        emit(result)
+    else:
+        for image in images:
+            print(image["path"])
+
+
+def _paint(
+    order: Order, source: Any, count: int, out: Path, device: str | None, base: str | None
+) -> tuple[list[dict[str, Any]], Exception | None]:
+    """Paint and save batch by batch; return what was saved, and what stopped it if anything."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    images: list[dict[str, Any]] = []
+    try:
+        with ThreadPoolExecutor(1) as pool, progress("loading", None):
+            digest = pool.submit(source.content_hash)  # reads the weights while they are loaded
+            pipe = _load(order, source, device, base)
+            record = {**_record(order, source, pipe), "student_hash": digest.result()}
+        if order.student_hash not in (None, record["student_hash"]):
+            warnings.warn(
+                "that picture was made with other weights, so it may differ", stacklevel=2
+            )
+        seeds = range(order.seed, order.seed + count)
+        jobs = [(prompt, seed) for prompt in order.prompts for seed in seeds]
+        with progress("painting", len(jobs)) as advance:
+            for start in range(0, len(jobs), _BATCH):
+                part = jobs[start : start + _BATCH]
+                for image in _paint_batch(pipe, order, part, record, out):
+                    images.append(image)
+                    advance(1)
+    except (TiueError, ValueError) as error:  # the pipeline's ValueErrors are one line each
+        return images, error
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return images, TiueError("out of memory: ask for a smaller --width and --height")
+    return images, None
+
+
+def _load(order: Order, source: Any, device: str | None, base: str | None) -> Any:
+    from .adapters import load_loras
+    from .students import load
+
+    quiet_libraries()
+    pipe = load(source, device=device, dtype=order.dtype, base=base)
+    pipe.set_progress_bar_config(disable=True)
+    load_loras(pipe, order.loras)
+    return pipe
+
+
+def _paint_batch(
+    pipe: Any, order: Order, jobs: list[tuple[str, int]], record: dict[str, Any], out: Path
+) -> Iterator[dict[str, Any]]:
+    from .images import save_image
+
+    output = pipe(
+        [prompt for prompt, _ in jobs],
+        seed=[seed for _, seed in jobs],
+        width=order.width,
+        height=order.height,
+        steps=order.steps,
+    )
+    for image, (prompt, seed) in zip(output.images, jobs, strict=True):
+        size = {"width": image.width, "height": image.height}
+        path = save_image(image, out, {**record, "prompt": prompt, "seed": seed, **size})
+        yield {"path": str(path), "prompt": prompt, "seed": seed, **size}
+
+
+def _record(order: Order, source: Any, pipe: Any) -> dict[str, Any]:
+    """The part of the metadata that all pictures of one order share."""
+    import diffusers
+    import torch
+
+    return {
+        "student": source.name,
+        "student_revision": source.revision,
+        "steps": order.steps,
+        "timesteps": [int(t) for t in pipe.schedule(order.steps).timesteps],
+        "loras": [lora.record() for lora in order.loras],
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "device": pipe.device.type,
+        "version": _VERSION,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+def _remember(order: Order, origin: Path) -> None:
+    """Fill `order` from the metadata of a picture, whose LoRA files must have been given."""
+    from dataclasses import replace
+
+    from .files import file_hash
+    from .images import read_metadata
+
+    metadata = read_metadata(origin)
+    order.prompts = order.prompts or [metadata["prompt"]]
+    for name in ("student", "student_hash", "seed", "width", "height", "steps", "dtype"):
+        if metadata.get(name) is not None:
+            setattr(order, name, metadata[name])
+    given = {file_hash(lora.path): i for i, lora in enumerate(order.loras)}
+    for made_with in metadata.get("loras") or []:
+        index = given.get(made_with["hash"])
+        if index is None:
+            raise TiueError(f"{origin} was made with LoRA '{made_with['name']}': add --lora FILE")
+        order.loras[index] = replace(order.loras[index], strength=made_with["strength"])
+
+
+def _clean(prompt: str) -> str:
+    """Undecodable bytes from the terminal become question marks, as no tokenizer takes them."""
+    return prompt.encode("utf-8", "replace").decode("utf-8")
+
+
+# --- tiue students -------------------------------------------------------------------------
+
+
+def students(json: Json = False, debug: Debug = False) -> None:
+    """List the students that are here or can be had, and under which licence.
+
+    Example: tiue students --json
+    """
+    from . import students as library
+
+    rows = library.overview()
+    if json:
+        return emit(rows)
+    for row in rows:
+        state = "here" if row["here"] else "can be downloaded" if row["hub_id"] else "missing"
+        print(f"{row['name']}  [{state}]\n  {row['about']}\n  {row['licence']}")
+        if row["revision"]:
+            print(f"  revision {row['revision']}")
+    say("a diffusers folder, a .safetensors file or any hub id also serves as --student")

@@ -1,0 +1,5 @@
+"""The one exception of the library's own."""
+
+
+class TiueError(Exception):
+    """Something a person can mend; the message is one line, 'what is wrong: what to do'."""

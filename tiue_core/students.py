@@ -1,0 +1,240 @@
+"""Find and load a student.
+
+A student is named in one of four ways: a name of the registry below, a diffusers folder, a single
+`.safetensors` file, or a hub id (`owner/name`, or `owner/name@revision`). Everything that is read
+is safetensors or JSON, and is checked before a loader sees it.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import TiueError
+from .files import PICKLES, content_hash, read_header, refuse_pickle
+from .folders import MODELS, check_folder, reading, weights
+
+HERE = Path(__file__).parent
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+AcceptLicense = bool | Callable[[str], bool]
+"""Whether the licence is accepted, or a function that shows the text and asks."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """An entry of the registry. `revision` is the hub commit, where it is known beforehand."""
+
+    name: str
+    about: str
+    licence: str
+    base: str = ""
+    folder: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+    def terms(self) -> str:
+        """The licence in one line, as shown before a download."""
+        return f"{self.name} ({self.hub_id or 'built in'}): {self.licence}{self.base}"
+
+
+_NON_COMMERCIAL = (
+    "CC BY-NC 4.0, non-commercial use only, https://creativecommons.org/licenses/by-nc/4.0/"
+)
+REGISTRY = {
+    student.name: student
+    for student in (
+        Student(
+            "stickers",
+            "the built-in miniature: things on plain backgrounds, in seconds on a CPU",
+            "Apache-2.0",
+            folder=HERE / "stickers" / "student",
+        ),
+        Student(
+            "loopfree-sd2.1-base",
+            "the paper authors' student of Stable Diffusion 2.1 base, 512 px",
+            _NON_COMMERCIAL,
+            base="; base model Stable Diffusion 2.1: CreativeML Open RAIL++-M",
+            hub_id="senmaonk/loopfree-sd2.1-base",
+        ),
+        Student(
+            "loopfree-sd1.5",
+            "the paper authors' student of Stable Diffusion 1.5, 512 px",
+            _NON_COMMERCIAL,
+            base="; base model Stable Diffusion 1.5: CreativeML Open RAIL-M",
+            hub_id="senmaonk/loopfree-sd1.5",
+        ),
+    )
+}
+_FOLDERS = {"stickers-teacher": HERE / "stickers" / "teacher"}  # loadable, but not a student
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a student was found: a diffusers folder or a single file, on this machine."""
+
+    name: str
+    path: Path
+    revision: str | None = None
+
+    def content_hash(self) -> str:
+        """SHA-256 over all weights and the scheduler's config: what decides the picture."""
+        if self.path.is_file():
+            return content_hash([self.path])
+        files = [path for name in MODELS for path in weights(self.path, name)]
+        return content_hash([*files, self.path / "scheduler" / "scheduler_config.json"])
+
+
+# --- find ----------------------------------------------------------------------------------
+
+
+def find(
+    name: str | Path, *, revision: str | None = None, accept_license: AcceptLicense = False
+) -> Source:
+    """Find a student, downloading it if it is on the hub and not here yet.
+
+    Args:
+        name: a registry name, a folder, a `.safetensors` file, or a hub id.
+        revision: a hub commit, tag or branch; default: the one pinned by the first download.
+        accept_license: needed for a first download only.
+
+    Raises:
+        TiueError: nothing by that name, or what is there cannot be used.
+    """
+    text = str(name)
+    student = REGISTRY.get(text)
+    folder = student.folder if student else _FOLDERS.get(text)
+    if folder is not None:
+        return Source(text, check_folder(folder))
+    if student is not None and student.hub_id:
+        return _from_hub(student.hub_id, revision or student.revision, accept_license, student)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Source(path.resolve().name, check_folder(path))
+    if path.is_file():
+        refuse_pickle(path)
+        read_header(path)
+        return Source(path.stem, path)
+    if path.suffix.lower() in (".safetensors", *PICKLES) or text.startswith((".", "/", "~")):
+        raise TiueError(f"{text} does not exist: check the path")
+    if _HUB_ID.fullmatch(text):
+        hub_id, _, tag = text.partition("@")
+        known = next((s for s in REGISTRY.values() if s.hub_id == hub_id), None)
+        revision = revision or tag or (known.revision if known else None)
+        return _from_hub(hub_id, revision, accept_license, known)
+    close = difflib.get_close_matches(text, REGISTRY, n=3, cutoff=0.4)
+    hint = " or ".join(close) if close else "one of " + ", ".join(REGISTRY)
+    raise TiueError(f"no student named '{text}': try {hint}, a folder, a file or a hub id")
+
+
+def resolve(name: str | Path, **options: Any) -> Path:
+    """The folder or single file that `name` stands for; see `find`."""
+    return find(name, **options).path
+
+
+def overview() -> list[dict[str, Any]]:
+    """The registry with what is on this machine; asks neither torch nor the network."""
+    from . import hub
+
+    rows = []
+    for student in REGISTRY.values():
+        path = student.folder or hub.cached(student.hub_id or "", student.revision)
+        try:
+            here = path is not None and check_folder(path).is_dir()
+        except TiueError:
+            here = False
+        rows.append(
+            {
+                "name": student.name,
+                "about": student.about,
+                "licence": student.licence + student.base,
+                "hub_id": student.hub_id,
+                "here": here,
+                "path": str(path) if here else None,
+                "revision": path.name if here and path and student.hub_id else student.revision,
+            }
+        )
+    return rows
+
+
+def _from_hub(
+    hub_id: str, revision: str | None, accept: AcceptLicense, student: Student | None
+) -> Source:
+    from . import hub
+
+    cached = hub.cached(hub_id, revision)
+    if cached is not None:
+        try:
+            check_folder(cached)
+        except TiueError:  # an interrupted download: go on with it
+            cached = None
+    if cached is None:
+        cached = hub.download(hub_id, revision, accept, student.terms() if student else None)
+    name = student.name if student else hub_id
+    return Source(name, check_folder(cached), revision=cached.name)
+
+
+# --- load ----------------------------------------------------------------------------------
+
+
+def load(
+    student: str | Path | Source = "stickers",
+    *,
+    device: str | None = None,
+    dtype: Any = None,
+    base: str | Path | None = None,
+    accept_license: AcceptLicense = False,
+) -> Any:
+    """Load a student as a `TiuePipeline`.
+
+    Args:
+        student: see `find`.
+        device: default: a GPU if there is one.
+        dtype: a torch dtype or its name; default: float16 on a GPU, float32 on the CPU.
+        base: for a single file: the folder that has what the file lacks (see `single_file`).
+
+    Raises:
+        TiueError: no such student, device or dtype.
+    """
+    import torch
+
+    from .pipeline import TiuePipeline
+
+    source = (
+        student if isinstance(student, Source) else find(student, accept_license=accept_license)
+    )
+    device = _device(device)
+    if dtype is None:
+        dtype = torch.float32 if device == "cpu" else torch.float16
+    elif isinstance(dtype, str):
+        names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+        known = (torch.float32, torch.float16, torch.bfloat16)
+        chosen = getattr(torch, names.get(dtype, dtype), None)
+        if chosen not in known:
+            raise TiueError(f"no dtype '{dtype}': use float32, float16 or bfloat16")
+        dtype = chosen
+    if source.path.is_file():
+        from .single_file import load_single_file
+
+        pipe = load_single_file(source.path, base, dtype)
+    else:
+        pipe = TiuePipeline.from_pretrained(str(source.path), **reading(source.path, dtype))
+    return pipe.to(device)
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError):
+        raise TiueError(
+            f"device '{name}' cannot be used here: leave --device out, or say cpu"
+        ) from None
+    return name
