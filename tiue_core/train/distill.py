@@ -1,0 +1,232 @@
+"""The distillation of the paper: a one-pass student from a teacher, by prompts alone.
+
+Variational score distillation (VSD) with three networks that start as the same UNet:
+
+    student        z_0 = S noise + sum_t E_t eps_t, one encoder pass, K decoders      (Eq. 11)
+    teacher        what the pictures should look like; frozen
+    LoRA teacher   the teacher with adapters that keep learning what the student's look like
+
+The student follows the difference of the two teachers' noise predictions on its own, noised
+output; a KL term keeps each of its K predictions near N(0, 1). The adapters can be switched off,
+so one UNet in memory serves as both teachers. K = 1 at t = 999 without the KL term is SwiftBrush.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import TiueError
+from ..pipeline import TiuePipeline
+from ..schedule import OneWaySchedule
+from ..stickers.world import World
+from ..unet import SplitUNet
+from .diffusion import Noising, guided, tokenize
+from .grids import grid
+from .recipe import DistillRecipe
+
+WORLD_PROMPTS = 20_000
+
+
+class DistillTask:
+    """One update moves the student (VSD + KL), then the LoRA teacher (denoising)."""
+
+    averaged = ("student",)
+
+    def __init__(self, recipe: DistillRecipe):
+        self.recipe = recipe
+        self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
+        for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
+            component.eval().requires_grad_(False)
+        self.prompts = _prompts(recipe)
+        self.tokens = tokenize(self.pipeline.tokenizer, self.prompts)
+        self.empty = tokenize(self.pipeline.tokenizer, [""])
+        self.schedule = OneWaySchedule.from_config(
+            self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
+        )
+
+        student = copy.deepcopy(self.pipeline.unet)
+        if recipe.init:
+            student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
+        student.requires_grad_(True)
+        self.teacher = self.pipeline.unet
+        self.teacher.add_adapter(
+            LoraConfig(
+                r=recipe.lora_rank,
+                lora_alpha=recipe.lora_alpha,
+                target_modules=recipe.lora_targets,
+                init_lora_weights="gaussian",
+            )
+        )
+        if recipe.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+            self.teacher.enable_gradient_checkpointing()
+        self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
+        settings = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
+        self.optimizers: Mapping[str, torch.optim.Optimizer] = {
+            "student": torch.optim.AdamW(student.parameters(), recipe.learning_rate, **settings),
+            "lora_teacher": torch.optim.AdamW(
+                _learned(self.teacher), recipe.lora_learning_rate, **settings
+            ),
+        }
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.pipeline.to(accelerator.device)
+        student = SplitUNet(self.modules["student"].to(accelerator.device))
+        # What DDP wraps must be called whole: SplitUNet's forward is encode, then decode.
+        self.student = accelerator.prepare_model(student)
+        self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
+        size = self.recipe.latent_size or self.teacher.config.sample_size
+        self.shape = (self.teacher.config.in_channels, size, size)
+
+    def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        recipe, device = self.recipe, self.accelerator.device
+        rows = torch.randint(len(self.prompts), (recipe.batch_size,), generator=generator)
+        noise = self._noise(len(rows), generator)
+        with torch.no_grad(), self.accelerator.autocast():
+            tokens = torch.cat([self.empty.expand(len(rows), -1), self.tokens[rows]]).to(device)
+            prompt_embeds = self.pipeline.text_encoder(tokens)[0]
+        empty, wanted = prompt_embeds.chunk(2)
+
+        predictions, latents = self.paint(self.student, noise, wanted)
+        vsd = self._vsd(latents, prompt_embeds, generator)
+        kl = normal_kl(predictions)
+        logs = {"vsd": vsd.detach(), "kl": kl.detach()}
+        logs["student_norm"] = self._descend("student", vsd + recipe.kl_weight * kl)
+
+        for _ in range(recipe.lora_updates):
+            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
+            context = torch.where(dropped.to(device), empty, wanted)
+            denoising = self._denoising(latents.detach(), context, generator)
+            logs["lora"] = denoising.detach()
+            logs["lora_norm"] = self._descend("lora_teacher", denoising)
+        return logs
+
+    def paint(
+        self, student: nn.Module, noise: Tensor, prompt_embeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
+        with self.accelerator.autocast():
+            predictions = student(noise, self.schedule.timesteps, prompt_embeds)
+        predictions = predictions.float()
+        return predictions, self.schedule.combine(noise, predictions)
+
+    def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator) -> Tensor:
+        """0.5 MSE(z_0, detach(z_0 - g)) with g = sigma_t^2 (teacher - LoRA teacher)."""
+        low, high = self.recipe.vsd_range
+        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
+        timesteps = timesteps.to(latents.device)
+        noisy = self.noising.add(
+            latents.detach(), self._noise(len(latents), generator), timesteps
+        )
+        scale = self.recipe.guidance
+        with torch.no_grad(), self.accelerator.autocast():
+            with plain(self.teacher):
+                wanted = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
+            made = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
+        gradient = torch.nan_to_num((1 - self.noising.alpha(timesteps)) * (wanted - made))
+        return 0.5 * (latents - (latents - gradient).detach()).square().mean()
+
+    def _denoising(
+        self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
+        low, high = self.recipe.lora_range
+        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
+        timesteps = timesteps.to(latents.device)
+        noise = self._noise(len(latents), generator)
+        noisy = self.noising.add(latents, noise, timesteps)
+        with self.accelerator.autocast():
+            predicted = self.teacher(noisy, timesteps, prompt_embeds).sample
+        return (self.noising.alpha(timesteps) * (predicted.float() - noise).square()).mean()
+
+    def _noise(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randn((count, *self.shape), generator=generator).to(self.accelerator.device)
+
+    def _descend(self, name: str, loss: Tensor) -> Tensor:
+        self.accelerator.backward(loss)
+        learned = _learned(self.modules[name])
+        norm = nn.utils.clip_grad_norm_(learned, self.recipe.grad_clip)
+        self.optimizers[name].step()
+        self.optimizers[name].zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
+        prompts = self.prompts[:32]
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        noise = self._noise(len(prompts), generator)
+        tokens = tokenize(self.pipeline.tokenizer, prompts).to(noise.device)
+        context = self.pipeline.text_encoder(tokens)[0]
+        _, latents = self.paint(SplitUNet(modules["student"]), noise, context)
+        vae = self.pipeline.vae
+        images = vae.decode(latents / vae.config.scaling_factor).sample
+        return grid(images, columns=8)
+
+    def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
+        parts = self.pipeline.components
+        timesteps = [int(t) for t in self.schedule.timesteps] if self.recipe.timesteps else None
+        TiuePipeline(
+            vae=parts["vae"],
+            text_encoder=parts["text_encoder"],
+            tokenizer=parts["tokenizer"],
+            unet=modules["student"].eval(),
+            scheduler=parts["scheduler"],
+            steps=self.recipe.decoders,
+            timesteps=timesteps,
+        ).save_pretrained(folder)
+
+
+def normal_kl(predictions: Tensor) -> Tensor:
+    """KL(N(mu, v) || N(0, 1)) = (v + mu^2 - 1 - ln v) / 2 of every prediction, summed.
+
+    mu and v are the mean and unbiased variance over one whole prediction; (K, B, C, h, w) -> ().
+    """
+    flat = predictions.flatten(2)
+    mean, variance = flat.mean(-1), flat.var(-1)
+    return 0.5 * (variance + mean.square() - 1 - variance.log()).sum()
+
+
+@contextmanager
+def plain(unet: UNet2DConditionModel):  # type: ignore[no-untyped-def]
+    """The UNet without its adapters."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+def _learned(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _prompts(recipe: DistillRecipe) -> list[str]:
+    """The prompts, shuffled once with the recipe's seed."""
+    if recipe.world is not None:
+        world = World(**recipe.world.model_dump())
+        return [s.caption for s in world.scenes(WORLD_PROMPTS, recipe.seed + 7)]
+    if recipe.prompts is None:
+        raise TiueError("The recipe names neither `prompts` nor `world`: give a file of prompts.")
+    try:
+        lines = recipe.prompts.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise TiueError(
+            f"Prompts {recipe.prompts} cannot be read ({error.strerror}): check the path."
+        ) from None
+    prompts = sorted({line.strip() for line in lines} - {""})
+    if not prompts:
+        raise TiueError(f"{recipe.prompts} holds no prompt: write one a line.")
+    random.Random(recipe.seed).shuffle(prompts)
+    return prompts

@@ -1,0 +1,148 @@
+"""The training loop all stages share: resume, schedule, moving average, logs, samples.
+
+A stage is a ``Task``; everything random in an update comes from the generator the loop hands it,
+seeded by (recipe seed, update, process).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from PIL import Image
+from torch import nn
+
+from . import checkpoint
+from .recipe import Recipe
+
+
+class Task(Protocol):
+    """One stage of training."""
+
+    modules: Mapping[str, nn.Module]  #: what learns and is saved
+    averaged: tuple[str, ...]  #: names of the modules that get a moving average
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    def prepare(self, accelerator: Accelerator) -> None: ...
+
+    def update(self, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """One update of everything that learns; returns scalars for the log."""
+        ...
+
+    def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image | None:
+        """A picture that shows how far it has come."""
+        ...
+
+    def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write the result so that it loads without the trainer."""
+        ...
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Learning-rate factor in [0, 1]: linear warm-up, constant, linear decay to zero at the end."""
+    factor = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
+    if recipe.decay:
+        factor = min(factor, (recipe.steps - step) / (recipe.decay * recipe.steps))
+    return factor
+
+
+def generator_for(recipe: Recipe, step: int, process: int = 0) -> torch.Generator:
+    """The generator of one update: its state depends on nothing that happened before."""
+    seed = (recipe.seed * 1_000_003 + step) * 1_009 + process
+    return torch.Generator().manual_seed(seed)
+
+
+class Average:
+    """Exponential moving average with the authors' ramp, decay min((1 + n) / (10 + n), decay)."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float):
+        self.decay = decay
+        self.modules = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
+        for module in self.modules.values():
+            for parameter in module.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def update(self, modules: Mapping[str, nn.Module], step: int) -> None:
+        decay = min((1 + step) / (10 + step), self.decay)
+        for name, average in self.modules.items():
+            pairs = zip(average.parameters(), modules[name].parameters(), strict=True)
+            learned = [(a.data, p.data) for a, p in pairs if p.requires_grad]
+            targets, sources = map(list, zip(*learned, strict=True))
+            torch._foreach_lerp_(targets, sources, 1 - decay)
+
+
+def accelerator_for(recipe: Recipe) -> Accelerator:
+    project = ProjectConfiguration(project_dir=str(recipe.out), logging_dir=str(recipe.out / "logs"))
+    return Accelerator(
+        mixed_precision=recipe.precision, log_with="tensorboard", project_config=project
+    )
+
+
+def train(
+    recipe: Recipe,
+    make_task: Callable[[Any], Task],
+    *,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> Path:
+    """Run ``recipe`` from its last checkpoint to its end; returns the folder of the result."""
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    accelerator = accelerator_for(recipe)
+    torch.manual_seed(recipe.seed)
+    task = make_task(recipe)
+    averages = Average({name: task.modules[name] for name in task.averaged}, recipe.ema)
+    shadows = averages.modules if recipe.ema else {}
+    folder = recipe.out / "checkpoints"
+    start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers)
+    bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
+    task.prepare(accelerator)
+    for module in averages.modules.values():
+        module.to(accelerator.device)
+    accelerator.init_trackers("")
+    shown = {**task.modules, **shadows}
+
+    clock, since = time.perf_counter(), start
+    for step in range(start, recipe.steps):
+        for name, optimizer in task.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = bases[name] * rate(recipe, step)
+        logs = task.update(step, generator_for(recipe, step, accelerator.process_index))
+        if recipe.ema:
+            averages.update(task.modules, step)
+        done = step + 1
+        if done % recipe.log_every == 0:
+            values = {name: float(value) for name, value in logs.items()}
+            now = time.perf_counter()
+            values["samples_per_second"] = (done - since) * recipe.batch_size / (now - clock)
+            clock, since = now, done
+            accelerator.log(values, step=done)
+            if accelerator.is_main_process:
+                with (recipe.out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": done, **values}) + "\n")
+                if progress:
+                    progress(done, recipe.steps, values)
+        if accelerator.is_main_process:
+            if done % recipe.checkpoint_every == 0 or done == recipe.steps:
+                checkpoint.save(folder, done, task.modules, shadows, task.optimizers)
+            if done % recipe.sample_every == 0 or done == recipe.steps:
+                _save_sample(task, shown, recipe.out / "samples", done)
+    result = recipe.out / "result"
+    if accelerator.is_main_process:
+        task.export(shown, result)
+    accelerator.end_training()
+    return result
+
+
+@torch.no_grad()
+def _save_sample(task: Task, shown: Mapping[str, nn.Module], folder: Path, step: int) -> None:
+    picture = task.sample(shown)
+    if picture is not None:
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{step:07d}.png")

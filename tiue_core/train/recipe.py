@@ -1,0 +1,154 @@
+"""Recipes: what a training run is, as YAML checked by pydantic.
+
+One file is one stage. Stages are made by the same loop (``loop.py``) and differ in their task:
+``autoencoder``, ``judge``, ``teacher`` (a diffusion model from scratch) and ``distill`` (a one-pass
+student from a teacher). A recipe for Stable Diffusion 2.1 is another YAML file, not other code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import TiueError
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors: a misspelt hyperparameter must not be a silent default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class WorldConfig(Strict):
+    """Which part of the stickers world is learned (``stickers/world.py``)."""
+
+    kinds: int = Field(24, ge=2)
+    backgrounds: int = Field(8, ge=2, le=10)
+    pairs: float = Field(0.25, ge=0, le=1, description="share of scenes with two things")
+
+
+class Recipe(Strict):
+    """What every stage has in common."""
+
+    out: Path = Field(description="folder of the run: checkpoints, samples, TensorBoard, result")
+    seed: int = 0
+    steps: int = Field(gt=0, description="number of updates")
+    batch_size: int = Field(gt=0, description="samples per process and update")
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    decay: float = Field(
+        0.0, ge=0, le=1, description="share of the updates, at the end, that decay linearly to zero"
+    )
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    grad_clip: float = Field(1.0, gt=0)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average; 0 = none")
+    checkpoint_every: int = Field(500, gt=0)
+    log_every: int = Field(50, gt=0)
+    sample_every: int = Field(1000, gt=0)
+
+
+class AutoencoderRecipe(Recipe):
+    """L1 + ``mse`` MSE on crops of rendered scenes, a light KL on the latents."""
+
+    task: Literal["autoencoder"]
+    world: WorldConfig = WorldConfig()
+    model: dict[str, Any]
+    pool: int = Field(6000, gt=0, description="scenes rendered once and cropped at random")
+    crop: int = 64
+    mse: float = 2.0
+    kl: float = 1e-5
+    deterministic: int = Field(
+        500, ge=0, description="first updates without sampled latents and without the KL term"
+    )
+    freeze_encoder: bool = Field(False, description="train the decoder alone")
+    init: Path | None = None
+
+
+class JudgeRecipe(Recipe):
+    """Which things are there, and on which background."""
+
+    task: Literal["judge"]
+    world: WorldConfig = WorldConfig()
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    pool: int = 12000
+
+
+class TeacherRecipe(Recipe):
+    """A text-conditioned diffusion model with Stable Diffusion's topology, from scratch."""
+
+    task: Literal["teacher"]
+    world: WorldConfig = WorldConfig()
+    autoencoder: Path
+    unet: dict[str, Any]
+    text_encoder: dict[str, Any]
+    max_tokens: int = 32
+    vocabulary: int = 512
+    pool: int = Field(40000, gt=0, description="scenes encoded once")
+    drop_prompt: float = Field(0.1, ge=0, le=1)
+    min_snr_gamma: float | None = Field(
+        5.0, description="weight min(SNR, gamma) / SNR on the noise error; null = plain"
+    )
+
+
+class DistillRecipe(Recipe):
+    """Image-free distillation into one pass: VSD with a LoRA teacher, as the authors ran it.
+
+    The defaults are the authors' (fp16, learning rates 1e-6 and 1e-3, guidance 4.5, EMA 0.9999);
+    the miniature's recipe says what it changes and why.
+    """
+
+    task: Literal["distill"]
+    teacher: str = Field(description="a diffusers folder or hub id")
+    prompts: Path | None = Field(None, description="a text file, a prompt a line")
+    world: WorldConfig | None = Field(None, description="or prompts made by the stickers world")
+    decoders: int = Field(4, ge=1, description="K")
+    timesteps: list[int] | None = Field(
+        None, description="explicit timesteps, e.g. [999] for SwiftBrush's K = 1"
+    )
+    latent_size: int | None = None
+    lora_learning_rate: float = 1e-3
+    lora_rank: int = 64
+    lora_alpha: int = 108
+    lora_targets: list[str] = ["to_q", "to_v"]
+    lora_updates: int = Field(1, ge=1, description="LoRA teacher updates per student update")
+    guidance: float = 4.5
+    vsd_range: tuple[int, int] = (20, 981)
+    lora_range: tuple[int, int] = (0, 1000)
+    kl_weight: float = 0.1
+    drop_prompt: float = 0.1
+    gradient_checkpointing: bool = False
+    init: Path | None = Field(None, description="start the student's UNet from this folder")
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "judge": JudgeRecipe,
+    "teacher": TeacherRecipe,
+    "distill": DistillRecipe,
+}
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Read and check a recipe. Relative paths in it are taken from the working directory."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TiueError(f"Recipe {file} cannot be read ({error.strerror}): check the path.") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise TiueError(f"Recipe {file}{line} is not YAML: check the indentation there.") from None
+    task = content.get("task") if isinstance(content, dict) else None
+    if task not in RECIPES:
+        raise TiueError(f"Recipe {file} has task {task!r}: use one of {', '.join(RECIPES)}.")
+    try:
+        return RECIPES[task].model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise TiueError(f"Recipe {file}: {key or 'file'}: {first['msg']}.") from None
