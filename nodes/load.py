@@ -19,8 +19,8 @@ class LoadStudent(io.ComfyNode):
         return schema(
             node_id="TiUELoadStudent",
             display_name="Load Student",
-            description="Loads a one-pass student as an ordinary MODEL, CLIP and VAE. 'stickers' is "
-            "built in and needs no download; your own go to models/tiue or models/diffusers.",
+            description="Loads a one-pass student as an ordinary MODEL, CLIP and VAE. 'stickers' "
+            "is built in and needs no download; yours go to models/tiue or models/diffusers.",
             search_aliases=["tiue", "loopfree", "checkpoint", "diffusers loader", "stickers"],
             inputs=[
                 io.Combo.Input(

@@ -74,7 +74,8 @@ class OnePassSampler(io.ComfyNode):
         from .native.paint import one_pass
 
         samples = one_pass(model, positive, negative, guidance, latent, seed, decoders, chunk)
-        return io.NodeOutput({**latent, "samples": samples})
+        # The page shows and pins the seed of the picture; JSON has no integers that large.
+        return io.NodeOutput({**latent, "samples": samples}, ui={"seed": [str(seed)]})
 
 
 class SamplerObject(io.ComfyNode):
@@ -85,8 +86,8 @@ class SamplerObject(io.ComfyNode):
         return schema(
             node_id="TiUESampler",
             display_name="One-Pass SAMPLER",
-            description="The one-pass sampler for SamplerCustom and SamplerCustomAdvanced, with any "
-            "guider. Feed it the SIGMAS of One-Pass Sigmas.",
+            description="The one-pass sampler for SamplerCustom and SamplerCustomAdvanced, with "
+            "any guider. Feed it the SIGMAS of One-Pass Sigmas.",
             search_aliases=["tiue", "custom sampler", "ksampler select", "one step"],
             inputs=[chunk_input()],
             outputs=[io.Sampler.Output(tooltip="For the sampler input of SamplerCustomAdvanced.")],
@@ -136,8 +137,8 @@ class SeedPerImage(io.ComfyNode):
         return schema(
             node_id="TiUENoise",
             display_name="Noise, a Seed per Image",
-            description="Noise for SamplerCustomAdvanced in which every image of a batch has a seed "
-            "of its own, as in One-Pass Sampler. Random Noise draws a whole batch from one seed.",
+            description="Noise for SamplerCustomAdvanced in which every image of a batch has a "
+            "seed of its own, as in One-Pass Sampler. Random Noise draws a batch from one seed.",
             search_aliases=["tiue", "random noise", "batch seed", "seed per image"],
             inputs=[seed_input()],
             outputs=[io.Noise.Output(tooltip="For the noise input of SamplerCustomAdvanced.")],

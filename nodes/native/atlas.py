@@ -57,7 +57,7 @@ def decoder_page(decoded: Decoded | None, vae: Any, image: int) -> Tensor:
 
 def false_colours(feature: Tensor) -> Image.Image:
     """(C, H, W) in the three directions in which it varies most, as red, green and blue."""
-    channels, height, width = feature.shape
+    height, width = feature.shape[1:]
     pixels = feature.float().flatten(1).T
     pixels = pixels - pixels.mean(0)  # (H * W, C)
     _, _, directions = torch.linalg.svd(pixels, full_matrices=False)
@@ -72,7 +72,7 @@ def false_colours(feature: Tensor) -> Image.Image:
 
 
 def _signed(share: Tensor, strongest: float) -> Image.Image:
-    """Three channels of a share around grey, all shares on one scale, so that small ones look it."""
+    """Three channels of a share around grey, all on one scale, so that small shares look it."""
     rgb = 0.5 + 0.5 * share[:3].movedim(0, -1) / max(strongest, 1e-6)
     return _picture(rgb.clamp(0, 1), Image.Resampling.NEAREST)
 

@@ -69,7 +69,7 @@ class Made:
 
 
 def sigmas_of(schedule: OneWaySchedule) -> Tensor:
-    """(K + 1,) float32: the noise level of every timestep in ComfyUI's terms, then the final one."""
+    """(K + 1,) float32: the noise level of every timestep as ComfyUI counts it, then the final."""
     return (1 / schedule.alphas - 1).sqrt().float()
 
 

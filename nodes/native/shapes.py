@@ -79,18 +79,18 @@ def model_config(unet: Config, scheduler: Config, scaling_factor: float) -> Any:
     }
     _require(prediction in kinds, f"{prediction} prediction")
 
+    heads = {key: unet[key] for key in ("num_heads", "num_head_channels")}
+    settings = {
+        "beta_schedule": "linear",  # ComfyUI's name for what diffusers calls scaled_linear
+        "linear_start": scheduler["beta_start"],
+        "linear_end": scheduler["beta_end"],
+        "timesteps": scheduler["num_train_timesteps"],
+        "zsnr": scheduler.get("rescale_betas_zero_snr", False),
+    }
+
     class Student(family):  # type: ignore[misc, valid-type]
-        unet_extra_config = {
-            **family.unet_extra_config,
-            **{key: unet[key] for key in ("num_heads", "num_head_channels")},
-        }
-        sampling_settings = {
-            "beta_schedule": "linear",  # ComfyUI's name for what diffusers calls scaled_linear
-            "linear_start": scheduler["beta_start"],
-            "linear_end": scheduler["beta_end"],
-            "timesteps": scheduler["num_train_timesteps"],
-            "zsnr": scheduler.get("rescale_betas_zero_snr", False),
-        }
+        unet_extra_config = family.unet_extra_config | heads
+        sampling_settings = settings
 
         def model_type(self, state_dict: Any, prefix: str = "") -> Any:
             return kinds[prediction]  # SD20 would guess it from a bias, and guess wrong
@@ -122,7 +122,7 @@ def vae_params(config: Config) -> Config:
 
 
 def _heads(config: Config, widths: list[int]) -> Config:
-    """An integer ``attention_head_dim`` is the number of heads; a list may be one of equal sizes."""
+    """An integer ``attention_head_dim`` is the number of heads; a list, that of every level."""
     heads = config.get("num_attention_heads") or config["attention_head_dim"]
     heads = _per_level(heads, len(widths))
     if len(set(heads)) == 1:

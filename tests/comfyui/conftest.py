@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from place import BUILT_IN, HERE, Comfy, find
+from server import Server
 
 _missing: list[str] = []
 
@@ -22,10 +25,21 @@ def comfy() -> Comfy:
         lines = probe.stderr.strip().splitlines()
         why = f"{place.python} cannot run it ({lines[-1]})" if probe.returncode else ""
     if why:
-        _missing.append(why)
-        pytest.skip(why)
+        _skip(why)
     assert place is not None
     return place
+
+
+@pytest.fixture(scope="session")
+def skipped_loudly() -> Callable[[str], NoReturn]:
+    """Skip a test, and say why at the end of the run."""
+    return _skip
+
+
+def _skip(why: str) -> NoReturn:
+    if why not in _missing:
+        _missing.append(why)
+    pytest.skip(why)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +53,20 @@ def student(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def server(
+    comfy: Comfy, student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A running server whose models folder has a student, a LoRA and a ControlNet."""
+    base = tmp_path_factory.mktemp("comfyui")
+    running = Server(comfy, base)
+    command = [comfy.python, str(HERE / "scratch.py"), str(base / "models"), str(student)]
+    subprocess.run(command, env=comfy.environment, check=True, capture_output=True)
+    with running:
+        yield running
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _missing:
-        line = f"THE COMFYUI TESTS DID NOT RUN: {_missing[0]}"
+    for why in _missing:
+        line = f"COMFYUI TESTS DID NOT RUN: {why}"
         terminalreporter.write_line(line, red=True, bold=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-WORDS = ["a", "an", "the", "on", "in", "with", "and", "cat", "dog", "apple", "car", "star", "red", "green", "blue", "yellow", "background"]
+WORDS = "a an the on in with and cat dog apple star red green blue background".split()  # noqa: SIM905
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_end": 0.012,
@@ -24,7 +25,7 @@ SCHEDULER = {
 
 
 def student(folder: Path, seed: int = 0, **unet: Any) -> Path:
-    """A diffusers folder of the built-in miniature's shape; ``unet`` overrides its UNet's config."""
+    """A diffusers folder of the built-in miniature's shape; ``unet`` changes its UNet's config."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -86,10 +87,8 @@ UNET: dict[str, Any] = {
 
 def _vocabulary() -> list[str]:
     letters = [chr(code) for code in range(33, 127)]
-    return [*letters, *(letter + "</w>" for letter in letters), *_merged()[1]] + [
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+    ends = [letter + "</w>" for letter in letters]
+    return [*letters, *ends, *_merged()[1], "<|startoftext|>", "<|endoftext|>"]
 
 
 def _merged() -> tuple[list[str], list[str]]:
@@ -119,6 +118,98 @@ def _tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokens = {f"{kind}_token": token for kind, token in special.items()}
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
+
+
+def lora(file: Path, unet: Any, text_encoder: Any, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A LoRA file in kohya's naming, and the change it makes to every weight at strength 1."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    tensors, changes = {}, {}
+    for prefix, model in (("lora_unet", unet), ("lora_te", text_encoder)):
+        for name, module in model.named_modules():
+            if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) or "attn" not in name:
+                continue
+            kohya = (
+                name if prefix == "lora_unet" else f"text_model.{name.removeprefix('text_model.')}"
+            )
+            rows, columns = module.weight.shape[:2]
+            down, up = torch.randn(rank, columns) / columns**0.5, torch.randn(rows, rank) / 4
+            key = f"{prefix}_{kohya.replace('.', '_')}"
+            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+            tensors[f"{key}.alpha"] = torch.tensor(float(rank) / 2)
+            changes[f"{prefix}:{name}"] = up @ down / 2
+    save_file(tensors, file)
+    return changes
+
+
+def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:
+    """A ControlNet for a UNet config, in diffusers; and a file of it in ControlNet's own naming.
+
+    ComfyUI's loader wants whole multiples of the first width, and takes heads to be 64 wide.
+    """
+    from diffusers import ControlNetModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    widths, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
+    model = ControlNetModel(
+        in_channels=4,
+        block_out_channels=widths,
+        layers_per_block=layers,
+        down_block_types=unet["down_block_types"],
+        cross_attention_dim=unet["cross_attention_dim"],
+        attention_head_dim=[width // 64 for width in widths],
+        use_linear_projection=unet.get("use_linear_projection", False),
+        conditioning_embedding_out_channels=(16, 32, 96, 256),
+    )
+    for module in (*model.controlnet_down_blocks, model.controlnet_mid_block):
+        torch.nn.init.normal_(module.weight, std=0.1)
+    torch.nn.init.normal_(model.controlnet_cond_embedding.conv_out.weight, std=0.1)
+    names = [(re.compile(f"^{theirs}"), ours) for theirs, ours in _controlnet_names(layers, widths)]
+    tensors = {}
+    for key, value in model.state_dict().items():
+        for pattern, ours in names:
+            key = pattern.sub(ours, key)
+        tensors[key] = value.contiguous()
+    save_file(tensors, file)
+    return model
+
+
+def _controlnet_names(layers: int, widths: list[int]) -> list[tuple[str, str]]:
+    """Rewrites of key prefixes, diffusers to ControlNet's own, applied in turn."""
+    rules = [
+        (r"time_embedding\.linear_1", "time_embed.0"),
+        (r"time_embedding\.linear_2", "time_embed.2"),
+        (r"conv_in\.", "input_blocks.0.0."),
+        (r"controlnet_mid_block", "middle_block_out.0"),
+        (r"controlnet_down_blocks\.(\d+)", r"zero_convs.\1.0"),
+        (r"controlnet_cond_embedding\.conv_in", "input_hint_block.0"),
+        (r"controlnet_cond_embedding\.conv_out", "input_hint_block.14"),
+        (r"mid_block\.resnets\.0", "middle_block.0"),
+        (r"mid_block\.attentions\.0", "middle_block.1"),
+        (r"mid_block\.resnets\.1", "middle_block.2"),
+    ]
+    for i in range(6):
+        old = rf"controlnet_cond_embedding\.blocks\.{i}\."
+        rules.append((old, f"input_hint_block.{2 * (i + 1)}."))
+    for level in range(len(widths)):
+        first = 1 + level * (layers + 1)
+        block = rf"down_blocks\.{level}\."
+        for i in range(layers):
+            rules.append((rf"{block}resnets\.{i}\.", f"input_blocks.{first + i}.0."))
+            rules.append((rf"{block}attentions\.{i}\.", f"input_blocks.{first + i}.1."))
+        rules.append((rf"{block}downsamplers\.0\.conv", f"input_blocks.{first + layers}.0.op"))
+    parts = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    inside = r"((?:input_blocks\.\d+|middle_block)\.\d+\.)"
+    return rules + [(rf"{inside}{old}\.", rf"\1{new}.") for old, new in parts.items()]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,176 @@
+"""The real page in a real browser: templates, pictures on nodes, live mode.
+
+Run by test_page.py in ComfyUI's Python, with $TIUE_SERVER, $TIUE_CHROMIUM and $TIUE_STUDENT; with
+$TIUE_SCREENSHOTS it leaves a picture of every template there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+URL = os.environ["TIUE_SERVER"]
+SLOW = 300_000  # ms; for machines that do other things too
+WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[3] / "workflows").glob("*.json"))
+READY = (
+    "window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 50"
+)
+
+# The page's own messages, kept so that a test can wait for one that may have come already.
+LISTEN = """() => {
+    window.tiueEnds = [];
+    for (const how of ['success', 'error', 'interrupted'])
+        app.api.addEventListener(`execution_${how}`, ({ detail }) =>
+            window.tiueEnds.push({ how, id: detail.prompt_id, detail }));
+}"""
+OPEN = """async ([name, student]) => {
+    const answer = await fetch(`/api/workflow_templates/tiue/${name}.json`);
+    const workflow = await answer.json();
+    await app.loadGraphData(workflow, true, true, name);
+    const nodes = app.graph._nodes;
+    for (const node of nodes)
+        if (node.comfyClass === 'TiUELoadStudent')
+            node.widgets.find((widget) => widget.name === 'student').value = student;
+    return {
+        missing: nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type])
+            .map((node) => node.type),
+        loose: workflow.links.length - Object.values(
+            app.graph.links instanceof Map ? Object.fromEntries(app.graph.links) : app.graph.links
+        ).length,
+        count: nodes.length,
+        expected: workflow.nodes.length,
+    };
+}"""
+FIT = """() => {
+    const dialog = document.querySelector('.p-dialog-close-button');
+    dialog?.click();
+    app.canvas.setGraph?.(app.graph);
+    const boxes = app.graph._nodes.map((node) => node.getBounding());
+    const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
+    const right = Math.max(...boxes.map((box) => box[0] + box[2]));
+    const bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
+    const canvas = app.canvas, ds = canvas.ds, view = canvas.canvas.getBoundingClientRect();
+    ds.scale = Math.min((view.width - 160) / (right - left), (view.height - 140) / (bottom - top), 1);
+    ds.offset[0] = -left + 100 / ds.scale;
+    ds.offset[1] = -top + 70 / ds.scale;
+    canvas.setDirty(true, true);
+}"""
+PICTURES = """() => app.graph._nodes
+    .filter((node) => ['SaveImage', 'PreviewImage', 'TiUEFeatureAtlas'].includes(node.type))
+    .map((node) => ({ type: node.type, count: node.imgs?.length ?? 0,
+        wide: node.imgs?.[0]?.naturalWidth ?? 0, src: node.imgs?.[0]?.src ?? '' }))"""
+
+
+@pytest.fixture(scope="module")
+def page():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ["TIUE_CHROMIUM"], args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        page.set_default_timeout(SLOW)
+        page.tiue_errors = []
+        page.on("pageerror", lambda error: page.tiue_errors.append(str(error)))
+        page.goto(URL)
+        page.wait_for_function(READY)
+        page.evaluate(LISTEN)
+        page.evaluate("() => app.ui.settings.setSettingValue?.('Comfy.TutorialCompleted', true)")
+        page.keyboard.press("Escape")
+        yield page
+        browser.close()
+
+
+def student(name: str) -> str:
+    return "tiue/wide" if name == "controlnet" else os.environ["TIUE_STUDENT"]
+
+
+def queue_and_wait(page: Page) -> dict:
+    count = page.evaluate("tiueEnds.length")
+    page.evaluate("() => { app.queuePrompt(0, 1) }")
+    page.wait_for_function(f"tiueEnds.length > {count}")
+    return page.evaluate("tiueEnds.at(-1)")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_template_opens_runs_and_shows_its_pictures(page, name):
+    opened = page.evaluate(OPEN, [name, student(name)])
+    assert opened["missing"] == [] and opened["loose"] == 0
+    assert opened["count"] == opened["expected"]
+    end = queue_and_wait(page)
+    assert end["how"] == "success", end["detail"]
+    page.wait_for_function(f"({PICTURES})().every((shown) => shown.wide > 0)")
+    assert page.evaluate(PICTURES)
+    folder = os.environ.get("TIUE_SCREENSHOTS")
+    if folder:
+        page.keyboard.press("Escape")
+        page.evaluate(FIT)
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def history() -> list[dict]:
+    with urllib.request.urlopen(f"{URL}/history") as answer:
+        return list(json.load(answer).values())
+
+
+def texts(entry: dict) -> list[str]:
+    nodes = entry["prompt"][2].values()
+    return [node["inputs"]["text"] for node in nodes if node["class_type"] == "CLIPTextEncode"]
+
+
+def test_live_mode_runs_the_last_text_and_stops(page):
+    page.evaluate(OPEN, ["live-typing", student("live-typing")])
+    page.evaluate(FIT)
+    queue_and_wait(page)
+    before = len(history())
+    box = page.locator("textarea.comfy-multiline-input, textarea").first
+    live = page.get_by_role("button", name="Live", exact=True).first
+
+    box.fill("a cat")  # off by default: nothing runs
+    page.wait_for_timeout(1000)
+    assert len(history()) == before
+
+    live.click()
+    assert live.get_attribute("aria-pressed") == "true"
+    shown = page.evaluate(PICTURES)[0]["src"]
+    box.fill("")
+    last = "a star on a green background"
+    box.press_sequentially(last, delay=40)
+    deadline = time.monotonic() + SLOW / 1000
+    while not (len(history()) > before and last in texts(history()[-1])):
+        assert time.monotonic() < deadline, [texts(entry) for entry in history()[before:]]
+        page.wait_for_timeout(200)
+    page.wait_for_function(f"({PICTURES})()[0].src !== {json.dumps(shown)}")
+
+    runs = len(history())
+    assert runs - before < len(last)  # not one per keystroke
+    page.wait_for_timeout(3000)
+    assert len(history()) == runs  # idle: nothing runs
+    assert page.locator(".tiue-strip output").first.inner_text().endswith(" s")
+    live.click()
+    assert live.get_attribute("aria-pressed") == "false"
+
+
+def test_pin_keeps_the_seed_of_the_picture(page):
+    page.evaluate(OPEN, ["text-to-image", student("text-to-image")])
+    page.evaluate(FIT)
+    seeds = """() => Object.fromEntries(app.graph._nodes
+        .find((node) => node.type === 'TiUEOnePassSampler').widgets
+        .map((widget) => [widget.name, widget.value]))"""
+    painted = page.evaluate(seeds)["seed"]
+    assert queue_and_wait(page)["how"] == "success"
+    page.wait_for_timeout(500)
+    assert page.evaluate(seeds)["seed"] != painted  # it rolled on
+    page.get_by_role("button", name="Pin seed").first.click()
+    assert page.evaluate(seeds)["seed"] == painted
+    assert page.evaluate(seeds)["control_after_generate"] == "fixed"
+
+
+def test_no_error_on_the_page(page):
+    assert page.tiue_errors == []

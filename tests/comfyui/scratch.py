@@ -1,0 +1,36 @@
+"""Fills a scratch models folder: students of random weights, a LoRA and a ControlNet for them.
+
+Run in ComfyUI's Python: scratch.py MODELS_FOLDER STUDENT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import tiny
+
+
+def fill(models: Path, student: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    for folder in ("tiue", "loras", "controlnet"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    (models / "tiue" / "student").symlink_to(student, target_is_directory=True)
+    parts = SimpleNamespace(
+        unet=UNet2DConditionModel.from_pretrained(student, subfolder="unet"),
+        text_encoder=CLIPTextModel.from_pretrained(student, subfolder="text_encoder"),
+    )
+    lora = models / "loras" / "your-lora.safetensors"
+    tiny.lora(lora, parts.unet, parts.text_encoder)
+    # ComfyUI's ControlNet loader wants widths that are whole multiples of the first, and of 64.
+    wide = tiny.student(models / "tiue" / "wide", block_out_channels=(64, 128, 192))
+    config = json.loads((wide / "unet" / "config.json").read_text())
+    tiny.controlnet(models / "controlnet" / "your-controlnet.safetensors", config)
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,188 @@
+"""A real ComfyUI server with the pack linked in, a scratch base folder, and a port of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from place import ROOT, Comfy
+
+Prompt = dict[str, dict[str, Any]]
+START_LIMIT, RUN_LIMIT = 600, 600  # s; generous, for machines that do other things too
+
+
+class Refused(Exception):
+    """The server did not accept a prompt."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a prompt."""
+
+    prompt: Prompt
+    status: str  # "success" or "error"
+    messages: dict[str, Any]  # by event
+    outputs: dict[str, Any]  # by node id
+    seconds: float  # of the server's own CPU time where the system tells, else elapsed
+
+    @property
+    def executed(self) -> set[str]:
+        """Class names of the nodes that ran, rather than came from the cache."""
+        cached = set(self.messages.get("execution_cached", {}).get("nodes", ()))
+        return {node["class_type"] for key, node in self.prompt.items() if key not in cached}
+
+    @property
+    def images(self) -> list[dict[str, str]]:
+        return [image for output in self.outputs.values() for image in output.get("images", ())]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.messages["execution_error"]
+
+
+class Server:
+    """Start it with ``with``; its log is ``base / server.log``."""
+
+    def __init__(self, comfy: Comfy, base: Path) -> None:
+        self.comfy, self.base = comfy, base
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        for folder in ("custom_nodes", "models/loras", "models/controlnet", "models/tiue", "input"):
+            (base / folder).mkdir(parents=True)
+        (base / "custom_nodes" / "tiue").symlink_to(ROOT, target_is_directory=True)
+
+    def __enter__(self) -> Server:
+        command = [self.comfy.python, "main.py", "--cpu", "--port", str(self.port)]
+        command += ["--base-directory", str(self.base), "--disable-api-nodes"]
+        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", "tiue"]
+        command += ["--database-url", "sqlite:///:memory:", "--fp32-text-enc"]
+        self.log = (self.base / "server.log").open("w")
+        self.process = subprocess.Popen(
+            command,
+            cwd=self.comfy.path,
+            env=self.comfy.environment,
+            stdout=self.log,
+            stderr=self.log,
+        )
+        began = time.monotonic()
+        while time.monotonic() - began < START_LIMIT:
+            if self.process.poll() is not None:
+                break
+            try:
+                self.get("/system_stats")
+                return self
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        self.__exit__()
+        log = (self.base / "server.log").read_text()
+        raise RuntimeError(f"ComfyUI {self.comfy.version} did not start:\n{log[-4000:]}")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    # --- HTTP ------------------------------------------------------------------------------
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def read(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path: str, content: Any) -> Any:
+        data = json.dumps(content).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise Refused(error.read().decode()) from None
+
+    def queue(self, prompt: Prompt) -> str:
+        return self.post("/prompt", {"prompt": prompt, "client_id": "tests"})["prompt_id"]
+
+    def wait(self, prompt_id: str, prompt: Prompt, began: float) -> Run:
+        elapsed = time.monotonic()
+        while not (entry := self.get(f"/history/{prompt_id}").get(prompt_id)):
+            assert self.process.poll() is None, "the server died"
+            assert time.monotonic() - elapsed < RUN_LIMIT, "the prompt did not end"
+            time.sleep(0.05)
+        messages = dict(entry["status"]["messages"])
+        status = entry["status"]["status_str"]
+        return Run(prompt, status, messages, entry["outputs"], self.clock() - began)
+
+    def run(self, prompt: Prompt) -> Run:
+        began = self.clock()
+        return self.wait(self.queue(prompt), prompt, began)
+
+    # --- the process -----------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Seconds of CPU time the server has used; other processes do not slow it."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.monotonic()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> Prompt:
+    """What the page makes of a workflow file when it queues it."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in info:  # notes
+            continue
+        definition = info[node["type"]]["input"]
+        values = iter(node["widgets_values"])
+        inputs = {
+            slot["name"]: links[slot["link"]]
+            for slot in node["inputs"]
+            if slot.get("link") is not None
+        }
+        for name, spec in {
+            **definition.get("required", {}),
+            **definition.get("optional", {}),
+        }.items():
+            options = spec[1] if len(spec) > 1 else {}
+            if not isinstance(spec[0], list) and spec[0] not in WIDGETS:
+                continue
+            inputs.setdefault(name, next(values))
+            if options.get("control_after_generate"):
+                next(values)
+        assert next(values, None) is None, f"{node['type']} has values left over"
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def nodes_of(prompt: Prompt, kind: str) -> list[dict[str, Any]]:
+    """The inputs of all nodes of a class, in the order of their ids."""
+    return [node["inputs"] for node in prompt.values() if node["class_type"] == kind]

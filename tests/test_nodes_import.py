@@ -1,0 +1,82 @@
+"""The ComfyUI pack, without ComfyUI: what its files may and may not do, and what goes with them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [ROOT / "__init__.py", ROOT / "install.py", *sorted((ROOT / "nodes").rglob("*.py"))]
+FORBIDDEN = {"eval", "exec", "compile", "__import__"}
+NETWORK = {"requests", "urllib", "http", "socket", "subprocess", "pip"}
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+def test_the_root_is_importable_on_its_own() -> None:
+    """As pytest would, from a folder whatever its name: nothing of ComfyUI is touched."""
+    spec = importlib.util.spec_from_file_location("root_init", ROOT / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__package__ = ""
+    spec.loader.exec_module(module)
+    assert module.WEB_DIRECTORY == "./web"
+    assert not hasattr(module, "NODE_CLASS_MAPPINGS")  # it would hide comfy_entrypoint
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_the_registry_forbids(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN, f"{path}: {node.func.id}()"
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        roots = {name.split(".")[0] for name in names}
+        assert not roots & NETWORK, f"{path}: {roots & NETWORK}"
+        assert "tiue_core" not in roots, f"{path}: import tiue_core relatively"
+        if path.parent != ROOT:
+            assert "nodes" not in roots, f"{path}: 'nodes' is ComfyUI's own module"
+
+
+def test_diffusers_is_imported_by_no_node_file() -> None:
+    """Its import takes longer than all nodes together may: only ``native`` has it."""
+    for path in (ROOT / "nodes").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for statement in tree.body:
+            if isinstance(statement, ast.ImportFrom):
+                assert not (statement.level == 1 and (statement.module or "").startswith("native"))
+                assert statement.level or not (statement.module or "").startswith("diffusers")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_are_whole(path: Path) -> None:
+    """Every link is known at both of its ends, and there is a thumbnail."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, out, target, into, kind in workflow["links"]:
+        assert link in nodes[source]["outputs"][out]["links"]
+        assert nodes[source]["outputs"][out]["type"] == kind
+        assert nodes[target]["inputs"][into]["link"] == link
+    linked = {s["link"] for n in nodes.values() for s in n["inputs"] if s["link"] is not None}
+    assert linked == {link[0] for link in workflow["links"]}
+    assert path.with_suffix(".jpg").is_file()
+
+
+def test_install_checks_and_installs_nothing(tmp_path: Path) -> None:
+    pack = tmp_path / "custom_nodes" / "tiue"
+    pack.mkdir(parents=True)
+    for name in ("install.py", "requirements.txt"):
+        (pack / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-S", str(pack / "install.py")]  # -S: no package is in sight
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "diffusers is missing: pip install 'diffusers>=" in result.stdout
+    assert (tmp_path / "models" / "tiue").is_dir()
