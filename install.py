@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 def main() -> int:
     """Print what is wrong, one line each. 0 if nothing is."""
     wrong = []
-    if sys.version_info < (3, 10):
-        wrong.append(f"Python {sys.version.split()[0]} is too old: ComfyUI needs 3.10 or newer")
+    if sys.version_info < (3, 10):  # noqa: UP036 - ComfyUI runs on 3.9 as well
+        wrong.append(f"Python {sys.version.split()[0]} is too old: TiUE needs 3.10 or newer")
     wrong += [line for line in map(_checked, _requirements()) if line]
     for line in wrong:
         print(f"[TiUE] {line}")

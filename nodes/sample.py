@@ -25,7 +25,7 @@ class OnePassSampler(io.ComfyNode):
             node_id="TiUEOnePassSampler",
             display_name="One-Pass Sampler",
             description="Paints in a single pass: the encoder runs once on the noise, all decoders "
-            "run in parallel, and their predictions are combined in closed form. No steps, no loop.",
+            "run in parallel, their predictions are combined in closed form. No steps, no loop.",
             search_aliases=[
                 "tiue",
                 "one step",

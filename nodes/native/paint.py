@@ -12,7 +12,7 @@ import comfy.samplers
 import latent_preview
 import torch
 from comfy import model_management
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...tiue_core.pipeline import SEEDS, draw_noise
@@ -59,11 +59,7 @@ def one_pass(
             "CLIP Text Encode to negative, or set guidance to 1"
         )
     schedule = Made.of(model).schedule(decoders)
-    model = model.clone()
-    model.add_wrapper_with_key(
-        WrappersMP.PREPARE_SAMPLING, KEY, room_for(min(chunk or len(schedule), len(schedule)))
-    )
-    guider = comfy.samplers.CFGGuider(model)
+    guider = _guider(model, min(chunk or len(schedule), len(schedule)))
     guider.set_conds(positive, positive if negative is None else negative)
     guider.set_cfg(guidance)
     samples = guider.sample(
@@ -236,9 +232,7 @@ def _run(
     images: int = 1,
 ) -> Any:
     """`call` in the place of the diffusion model, with all that a guider puts around it."""
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, room_for(images))
-    guider = comfy.samplers.CFGGuider(model)
+    guider = _guider(model, images)
     guider.inner_set_conds({"positive": positive})
     sampler = _Call(call)
     guider.sample(noise, torch.zeros_like(noise), sampler, sigmas_of(schedule), disable_pbar=True)
@@ -248,6 +242,19 @@ def _run(
             "regions or timestep ranges): give Encode and Decode one whole prompt each"
         )
     return sampler.results[0]
+
+
+def _guider(model: Any, images: int) -> Any:
+    """A guider that has memory estimated for so many times the batch.
+
+    Its options are a copy, the MODEL itself stays the same object: a clone would be loaded anew.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.model_options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    add_wrapper_with_key(
+        WrappersMP.PREPARE_SAMPLING, KEY, room_for(images), guider.model_options, True
+    )
+    return guider
 
 
 def _moved(features: Features, device: Any) -> Features:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 
-import pytest
 from place import BUILT_IN, HERE, Comfy
 from server import Server
 

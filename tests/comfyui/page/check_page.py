@@ -22,6 +22,9 @@ READY = (
     "window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 50"
 )
 
+# Without these the first visit opens a dialog over the graph.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+
 # The page's own messages, kept so that a test can wait for one that may have come already.
 LISTEN = """() => {
     window.tiueEnds = [];
@@ -38,8 +41,8 @@ OPEN = """async ([name, student]) => {
         if (node.comfyClass === 'TiUELoadStudent')
             node.widgets.find((widget) => widget.name === 'student').value = student;
     return {
-        missing: nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type])
-            .map((node) => node.type),
+        missing: nodes.map((node) => node.type)
+            .filter((type) => !LiteGraph.registered_node_types[type]),
         loose: workflow.links.length - Object.values(
             app.graph.links instanceof Map ? Object.fromEntries(app.graph.links) : app.graph.links
         ).length,
@@ -50,13 +53,14 @@ OPEN = """async ([name, student]) => {
 FIT = """() => {
     const dialog = document.querySelector('.p-dialog-close-button');
     dialog?.click();
-    app.canvas.setGraph?.(app.graph);
     const boxes = app.graph._nodes.map((node) => node.getBounding());
-    const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
+    const left = Math.min(...boxes.map((box) => box[0]));
+    const top = Math.min(...boxes.map((box) => box[1]));
     const right = Math.max(...boxes.map((box) => box[0] + box[2]));
     const bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
     const canvas = app.canvas, ds = canvas.ds, view = canvas.canvas.getBoundingClientRect();
-    ds.scale = Math.min((view.width - 160) / (right - left), (view.height - 140) / (bottom - top), 1);
+    const fitting = [(view.width - 160) / (right - left), (view.height - 140) / (bottom - top), 1];
+    ds.scale = Math.min(...fitting);
     ds.offset[0] = -left + 100 / ds.scale;
     ds.offset[1] = -top + 70 / ds.scale;
     canvas.setDirty(true, true);
@@ -77,10 +81,11 @@ def page():
         page.set_default_timeout(SLOW)
         page.tiue_errors = []
         page.on("pageerror", lambda error: page.tiue_errors.append(str(error)))
+        request = urllib.request.Request(f"{URL}/settings", json.dumps(SETTINGS).encode())
+        urllib.request.urlopen(request).close()
         page.goto(URL)
         page.wait_for_function(READY)
         page.evaluate(LISTEN)
-        page.evaluate("() => app.ui.settings.setSettingValue?.('Comfy.TutorialCompleted', true)")
         page.keyboard.press("Escape")
         yield page
         browser.close()
