@@ -155,10 +155,11 @@ def test_a_missing_shard(copy: Path) -> None:
     assert "model-00001-of-00002.safetensors is missing" in refused(students.find, copy)
 
 
+@pytest.mark.parametrize("entry", [["evil", "Evil"], [None, None], ["diffusers"], None])
 @pytest.mark.parametrize("key", ["_class_name", "unet", "text_encoder"])
-def test_folders_with_code_of_their_own(copy: Path, key: str) -> None:
+def test_folders_with_code_of_their_own(copy: Path, key: str, entry: Any) -> None:
     index = json.loads((copy / "model_index.json").read_text())
-    index[key] = ["evil", "Evil"]
+    index[key] = entry
     helpers.write_json(copy / "model_index.json", index)
     (copy / "evil.py").write_text("raise SystemExit('ran')")
     refused(students.find, copy)
@@ -493,6 +494,13 @@ def test_an_interrupted_download_goes_on(fake_hub: FakeHub) -> None:
     next((source.path / "unet").glob("*.safetensors")).unlink()
     assert students.find(AUTHORS, accept_license=True) == source
     assert [kind for kind, _ in fake_hub.asked].count("download") == 2
+
+
+def test_what_another_tool_downloaded_is_used_and_pinned(fake_hub: FakeHub, sd21: Path) -> None:
+    names = [p.relative_to(sd21).as_posix() for p in sd21.rglob("*") if p.is_file()]
+    fake_hub.snapshot_download(AUTHORS, revision="1" * 40, allow_patterns=names)
+    assert students.find(AUTHORS).revision == "1" * 40  # no licence to ask for: it is here
+    assert hub.pins()[AUTHORS]["revision"] == "1" * 40
 
 
 def test_a_revision_of_choice(fake_hub: FakeHub, cache: Path) -> None:

@@ -8,8 +8,9 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
@@ -43,17 +44,15 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
         TiueError: the folder cannot be made or written, or the disk is full.
         FileExistsError: `path` exists and `overwrite` is False.
     """
-    temporary = None
+    temporary = path.with_name(f".tiue-{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tiue-", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes files only their owner can read
         if overwrite:
-            Path(temporary).replace(path)
+            temporary.replace(path)
         else:
             _name_if_free(temporary, path)
     except FileExistsError:
@@ -63,8 +62,8 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
     except OSError as error:
         raise _explain(error, path) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_writable(folder: Path) -> None:
@@ -78,7 +77,7 @@ def check_writable(folder: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
-def _name_if_free(temporary: str, path: Path) -> None:
+def _name_if_free(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)  # unlike a rename, it fails when the name is taken
     except FileExistsError:
@@ -86,13 +85,7 @@ def _name_if_free(temporary: str, path: Path) -> None:
     except OSError:  # a file system without hard links: nearly as good
         if path.exists():
             raise FileExistsError(path) from None
-        Path(temporary).replace(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+        temporary.replace(path)
 
 
 def _explain(error: OSError, path: Path) -> TiueError:

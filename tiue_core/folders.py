@@ -8,7 +8,7 @@ from .errors import TiueError
 from .files import PICKLES, read_header
 
 MODELS = ("unet", "vae", "text_encoder")
-_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+_LIBRARIES = ("diffusers", "transformers")  # no code from anywhere else
 
 
 def check_folder(folder: Path) -> Path:

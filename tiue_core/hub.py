@@ -7,6 +7,7 @@ one, name it (`owner/name@main`) or delete the entry.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def download(hub_id: str, revision: str | None, accept: "AcceptLicense", terms: 
     except Exception as error:
         raise _explain(hub_id, info.sha, error) from error
     if revision is None:
-        _pin(hub_id, {"revision": info.sha, "licence": terms})
+        pin(hub_id, info.sha, terms)
     return Path(folder)
 
 
@@ -96,9 +97,14 @@ def pins() -> dict[str, Any]:
     return {key: value for key, value in content.items() if isinstance(value, dict)}
 
 
-def _pin(hub_id: str, entry: dict[str, Any]) -> None:
+def pin(hub_id: str, revision: str, licence: str | None = None) -> None:
+    """Use this commit from now on; where that cannot be noted, say so and go on."""
+    entry = {"revision": revision, **({"licence": licence} if licence else {})}
     text = json.dumps({**pins(), hub_id: entry}, indent=2, sort_keys=True)
-    write_atomically(_pin_file(), text.encode() + b"\n")
+    try:
+        write_atomically(_pin_file(), text.encode() + b"\n")
+    except TiueError as error:
+        warnings.warn(f"{hub_id} is not pinned: {error}", stacklevel=2)
 
 
 def _pin_file() -> Path:

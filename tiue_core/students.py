@@ -172,6 +172,8 @@ def _from_hub(
             cached = None
     if cached is None:
         cached = hub.download(hub_id, revision, accept, student.terms() if student else None)
+    elif revision is None and hub_id not in hub.pins():  # another tool downloaded it
+        hub.pin(hub_id, cached.name)
     name = student.name if student else hub_id
     return Source(name, check_folder(cached), revision=cached.name)
 
