@@ -70,7 +70,7 @@ def reading(folder: Path, dtype: Any = None) -> dict[str, Any]:
     """The arguments with which diffusers reads `folder`: safetensors only, and fp16 if need be."""
     plain = all(".fp16" not in path.name for path in weights(folder, "unet"))
     return {
-        **dtype_argument(dtype),
+        **(dtype_argument(dtype) if dtype is not None else {}),
         "use_safetensors": True,
         "local_files_only": True,
         "variant": None if plain else "fp16",

@@ -29,6 +29,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .folders import reading
 from .schedule import STEPS, OneWaySchedule
 from .unet import SplitUNet
 
@@ -109,19 +110,21 @@ class TiuePipeline(
         Takes what diffusers' ``from_pretrained`` takes; only safetensors are read. A first
         download needs ``accept_license=True``.
         """
+        from . import students  # the one arrow that points back: a name must be found first
+
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            from . import students
-
             wanted = {k: kwargs.pop(k) for k in ("revision", "accept_license") if k in kwargs}
-            folder = students.find(pretrained_model_name_or_path, **wanted).path
+            source = students.find(pretrained_model_name_or_path, **wanted)
+            folder = source.path
+            if source.unet is not None and "unet" not in kwargs:
+                kwargs["unet"] = students.load_unet(source.unet, dtype)
             if folder.is_file():
                 from .single_file import load_single_file
 
-                dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
                 return load_single_file(folder, kwargs.get("base"), dtype)
-        kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(str(folder), **kwargs)
+        return super().from_pretrained(str(folder), **{**reading(folder), **kwargs})
 
     def schedule(self, steps: int | None = None) -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""

@@ -68,7 +68,7 @@ REGISTRY = {
         ),
     )
 }
-_FOLDERS = {"stickers-teacher": HERE / "stickers" / "teacher"}  # loadable, but not a student
+TEACHER = "stickers-teacher"  # loadable, but not a student: `stickers` with the teacher's UNet
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,16 @@ class Source:
     name: str
     path: Path
     revision: str | None = None
+    unet: Path | None = None  # a UNet folder that stands in for the one in `path`
 
     def content_hash(self) -> str:
         """SHA-256 over all weights and the scheduler's config: what decides the picture."""
         if self.path.is_file():
             return content_hash([self.path])
-        files = [path for name in MODELS for path in weights(self.path, name)]
+        homes = {name: self.path for name in MODELS}
+        if self.unet is not None:
+            homes["unet"] = self.unet.parent
+        files = [path for name, home in homes.items() for path in weights(home, name)]
         return content_hash([*files, self.path / "scheduler" / "scheduler_config.json"])
 
 
@@ -105,9 +109,11 @@ def find(
     """
     text = str(name)
     student = REGISTRY.get(text)
-    folder = student.folder if student else _FOLDERS.get(text)
-    if folder is not None:
-        return Source(text, check_folder(folder))
+    if text == TEACHER:
+        built_in = HERE / "stickers"
+        return Source(text, check_folder(built_in / "student"), unet=built_in / "teacher" / "unet")
+    if student is not None and student.folder is not None:
+        return Source(text, check_folder(student.folder))
     if student is not None and student.hub_id:
         return _from_hub(student.hub_id, revision or student.revision, accept_license, student)
     path = Path(text).expanduser()
@@ -222,8 +228,21 @@ def load(
 
         pipe = load_single_file(source.path, base, dtype)
     else:
-        pipe = TiuePipeline.from_pretrained(str(source.path), **reading(source.path, dtype))
+        options = reading(source.path, dtype)
+        if source.unet is not None:
+            options["unet"] = load_unet(source.unet, dtype)
+        pipe = TiuePipeline.from_pretrained(str(source.path), **options)
     return pipe.to(device)
+
+
+def load_unet(folder: Path, dtype: Any = None) -> Any:
+    """A UNet by itself, from the folder that holds its config and weights."""
+    from diffusers import UNet2DConditionModel
+
+    read_header(weights(folder.parent, folder.name)[0])
+    return UNet2DConditionModel.from_pretrained(
+        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )
 
 
 def _device(name: str | None) -> str:

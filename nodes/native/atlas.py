@@ -43,7 +43,8 @@ def decoder_page(decoded: Decoded | None, vae: Any, image: int) -> Tensor:
     shown = _shown(torch.cat([(schedule.signal * noise)[None], sums]), vae, decoded)
 
     strongest = shares.abs().amax().item()
-    rows = [[("noise", false_colours(noise)), (f"S = {schedule.signal:.3f}", shown[0])]]
+    begin = f"the sum: S = {schedule.signal:.3f}"
+    rows = [[("noise", false_colours(noise)), None, (begin, shown[0])]]
     for i, (t, weight) in enumerate(zip(decoded.timesteps, schedule.weights, strict=True)):
         rows.append(
             [
@@ -92,7 +93,7 @@ def _picture(pixels: Tensor, resampling: Image.Resampling) -> Image.Image:
     return picture.resize((width, height), resampling)
 
 
-def _page(rows: list[list[Picture]]) -> Tensor:
+def _page(rows: list[list[Picture | None]]) -> Tensor:
     columns = max(map(len, rows))
     cell = (TILE + _GAP, TILE + _LABEL + _GAP)
     size = (columns * cell[0] + _GAP, len(rows) * cell[1] + _GAP)
@@ -100,7 +101,10 @@ def _page(rows: list[list[Picture]]) -> Tensor:
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(13)
     for y, row in enumerate(rows):
-        for x, (label, picture) in enumerate(row):
+        for x, shown in enumerate(row):
+            if shown is None:
+                continue
+            label, picture = shown
             corner = (_GAP + x * cell[0], _GAP + y * cell[1])
             draw.text(corner, label, fill=_INK, font=font)
             page.paste(picture, (corner[0], corner[1] + _LABEL))

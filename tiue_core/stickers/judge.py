@@ -7,6 +7,7 @@ in for Inception's where Inception cannot be had (FID, precision, recall, densit
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class Judge(nn.Module):
                 nn.GroupNorm(8, after),
                 nn.SiLU(),
             )
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         self.things = nn.Linear(2 * channels[-1], kinds)
         self.background = nn.Linear(2 * channels[-1], backgrounds)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..stickers.world import World
 from .grids import grid
+from .loop import descend
 from .recipe import AutoencoderRecipe
 
 
@@ -47,7 +48,7 @@ class AutoencoderTask:
             self.vae.quant_conv.requires_grad_(False)
         self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
         learned = [p for p in self.vae.parameters() if p.requires_grad]
-        self.optimizers = {
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
             "vae": torch.optim.AdamW(
                 learned,
                 recipe.learning_rate,
@@ -84,7 +85,11 @@ class AutoencoderTask:
         recipe, device = self.recipe, self.accelerator.device
         images = self._batch(generator).to(device)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        shape = (len(images), self.vae.config.latent_channels, *(s // factor for s in images.shape[2:]))
+        shape = (
+            len(images),
+            self.vae.config.latent_channels,
+            *(s // factor for s in images.shape[2:]),
+        )
         noise = torch.randn(shape, generator=generator).to(device)
         # The decoder must first learn to listen: until then the KL alone would silence the latents.
         warm = step < recipe.deterministic
@@ -96,11 +101,7 @@ class AutoencoderTask:
         mse = error.square().mean()
         kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
         loss = error.abs().mean() + recipe.mse * mse + (0.0 if warm else recipe.kl) * kl
-        optimizer = self.optimizers["vae"]
-        self.accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.vae.parameters(), recipe.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        norm = descend(self.accelerator, self.optimizers["vae"], loss, recipe.grad_clip)
         psnr = -10 * torch.log10(mse.detach() / 4)
         return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), "grad_norm": norm}
 

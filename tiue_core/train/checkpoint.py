@@ -7,7 +7,6 @@ so an interrupted run continues exactly where an uninterrupted one would be.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +59,7 @@ def save(
         save_file(optimizer_tensors(optimizer), partial / f"{name}.optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step}))
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
+    partial.replace(final)
     for old in sorted(folder.glob("step-*"))[:-1]:
         shutil.rmtree(old)
     return final

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Train what a recipe describes; run again, it goes on from its last checkpoint.
 
-        Example: tiue distill tiue_core/stickers/recipes/4-student.yaml
+        Example: tiue distill tiue_core/stickers/recipes/5-student.yaml
         """
         import json
         import time

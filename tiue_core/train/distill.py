@@ -33,6 +33,7 @@ from ..stickers.world import World
 from ..unet import SplitUNet
 from .diffusion import Noising, guided, tokenize
 from .grids import grid
+from .loop import descend
 from .recipe import DistillRecipe
 
 WORLD_PROMPTS = 20_000
@@ -73,7 +74,7 @@ class DistillTask:
             self.teacher.enable_gradient_checkpointing()
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
         settings = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
-        self.optimizers: Mapping[str, torch.optim.Optimizer] = {
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
             "student": torch.optim.AdamW(student.parameters(), recipe.learning_rate, **settings),
             "lora_teacher": torch.optim.AdamW(
                 _learned(self.teacher), recipe.lora_learning_rate, **settings
@@ -83,9 +84,7 @@ class DistillTask:
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.pipeline.to(accelerator.device)
-        student = SplitUNet(self.modules["student"].to(accelerator.device))
-        # What DDP wraps must be called whole: SplitUNet's forward is encode, then decode.
-        self.student = accelerator.prepare_model(student)
+        self.student = SplitUNet(self.modules["student"].to(accelerator.device))
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
         size = self.recipe.latent_size or self.teacher.config.sample_size
         self.shape = (self.teacher.config.in_channels, size, size)
@@ -100,10 +99,13 @@ class DistillTask:
         empty, wanted = prompt_embeds.chunk(2)
 
         predictions, latents = self.paint(self.student, noise, wanted)
-        vsd = self._vsd(latents, prompt_embeds, generator)
+        if step < recipe.imitate:
+            name, loss = "imitation", self._imitation(predictions, latents, noise, prompt_embeds)
+        else:
+            name, loss = "vsd", self._vsd(latents, prompt_embeds, generator)
         kl = normal_kl(predictions)
-        logs = {"vsd": vsd.detach(), "kl": kl.detach()}
-        logs["student_norm"] = self._descend("student", vsd + recipe.kl_weight * kl)
+        logs = {name: loss.detach(), "kl": kl.detach()}
+        logs["student_norm"] = self._descend("student", loss + recipe.kl_weight * kl)
 
         for _ in range(recipe.lora_updates):
             dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
@@ -114,11 +116,13 @@ class DistillTask:
         return logs
 
     def paint(
-        self, student: nn.Module, noise: Tensor, prompt_embeds: Tensor
+        self, student: SplitUNet, noise: Tensor, prompt_embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
+        timesteps = self.schedule.timesteps
         with self.accelerator.autocast():
-            predictions = student(noise, self.schedule.timesteps, prompt_embeds)
+            features = student.encode(noise, timesteps[0], prompt_embeds)
+            predictions = student.decode(features, timesteps, prompt_embeds)
         predictions = predictions.float()
         return predictions, self.schedule.combine(noise, predictions)
 
@@ -127,9 +131,7 @@ class DistillTask:
         low, high = self.recipe.vsd_range
         timesteps = torch.randint(low, high, (len(latents),), generator=generator)
         timesteps = timesteps.to(latents.device)
-        noisy = self.noising.add(
-            latents.detach(), self._noise(len(latents), generator), timesteps
-        )
+        noisy = self.noising.add(latents.detach(), self._noise(len(latents), generator), timesteps)
         scale = self.recipe.guidance
         with torch.no_grad(), self.accelerator.autocast():
             with plain(self.teacher):
@@ -137,6 +139,24 @@ class DistillTask:
             made = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
         gradient = torch.nan_to_num((1 - self.noising.alpha(timesteps)) * (wanted - made))
         return 0.5 * (latents - (latents - gradient).detach()).square().mean()
+
+    def _imitation(
+        self, predictions: Tensor, latents: Tensor, noise: Tensor, prompt_embeds: Tensor
+    ) -> Tensor:
+        """Regression onto the teacher's guided DDIM loop over the same K timesteps and noise.
+
+        A quick way from "the encoder has never been shared" to where VSD starts to matter.
+        """
+        wanted, z = [], noise
+        with torch.no_grad(), self.accelerator.autocast(), plain(self.teacher):
+            steps = zip(self.schedule.timesteps, self.schedule.coefficients.tolist(), strict=True)
+            for timestep, (a, b) in steps:  # Eq. 7 to 10
+                timestep = timestep.to(z.device)
+                predicted = guided(self.teacher, z, timestep, prompt_embeds, self.recipe.guidance)
+                wanted.append(predicted)
+                z = a * z + b * predicted
+        error = (predictions - torch.stack(wanted)).square().mean()
+        return error + (latents - z).square().mean()
 
     def _denoising(
         self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator
@@ -155,12 +175,7 @@ class DistillTask:
         return torch.randn((count, *self.shape), generator=generator).to(self.accelerator.device)
 
     def _descend(self, name: str, loss: Tensor) -> Tensor:
-        self.accelerator.backward(loss)
-        learned = _learned(self.modules[name])
-        norm = nn.utils.clip_grad_norm_(learned, self.recipe.grad_clip)
-        self.optimizers[name].step()
-        self.optimizers[name].zero_grad(set_to_none=True)
-        return norm
+        return descend(self.accelerator, self.optimizers[name], loss, self.recipe.grad_clip)
 
     @torch.no_grad()
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..stickers.judge import Judge, labels, right
 from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
+from .loop import descend
 from .recipe import JudgeRecipe
 
 
@@ -26,7 +27,7 @@ class JudgeTask:
         self.world = World(**recipe.world.model_dump())
         self.judge = Judge(recipe.world.kinds, recipe.world.backgrounds, recipe.channels)
         self.modules: Mapping[str, nn.Module] = {"judge": self.judge}
-        self.optimizers = {
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
             "judge": torch.optim.AdamW(
                 self.judge.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
             )
@@ -56,10 +57,7 @@ class JudgeTask:
             things, grounds = self.judge(images.to(device))
         loss = F.binary_cross_entropy_with_logits(things.float(), wanted) * wanted.shape[1]
         loss = loss + F.cross_entropy(grounds.float(), background)
-        self.accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.judge.parameters(), self.recipe.grad_clip)
-        self.optimizers["judge"].step()
-        self.optimizers["judge"].zero_grad(set_to_none=True)
+        norm = descend(self.accelerator, self.optimizers["judge"], loss, self.recipe.grad_clip)
         hits, grounds_right = right((things, grounds), (wanted, background))
         return {
             "loss": loss.detach(),

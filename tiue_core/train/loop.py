@@ -28,7 +28,7 @@ class Task(Protocol):
 
     modules: Mapping[str, nn.Module]  #: what learns and is saved
     averaged: tuple[str, ...]  #: names of the modules that get a moving average
-    optimizers: Mapping[str, torch.optim.Optimizer]
+    optimizers: dict[str, torch.optim.Optimizer]
 
     def prepare(self, accelerator: Accelerator) -> None: ...
 
@@ -59,6 +59,25 @@ def generator_for(recipe: Recipe, step: int, process: int = 0) -> torch.Generato
     return torch.Generator().manual_seed(seed)
 
 
+def descend(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    clip: float,
+) -> torch.Tensor:
+    """Backward, mean over processes, clip to norm ``clip``, step; returns the norm before."""
+    accelerator.backward(loss)
+    learned = [p for group in optimizer.param_groups for p in group["params"]]
+    if accelerator.num_processes > 1:
+        for parameter in learned:
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+    norm = accelerator.clip_grad_norm_(learned, clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
 class Average:
     """Exponential moving average with the authors' ramp, decay min((1 + n) / (10 + n), decay)."""
 
@@ -80,7 +99,9 @@ class Average:
 
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
-    project = ProjectConfiguration(project_dir=str(recipe.out), logging_dir=str(recipe.out / "logs"))
+    project = ProjectConfiguration(
+        project_dir=str(recipe.out), logging_dir=str(recipe.out / "logs")
+    )
     return Accelerator(
         mixed_precision=recipe.precision, log_with="tensorboard", project_config=project
     )
@@ -103,6 +124,8 @@ def train(
     start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
     task.prepare(accelerator)
+    for name, optimizer in task.optimizers.items():  # fp16 needs its scaler between the two
+        task.optimizers[name] = accelerator.prepare_optimizer(optimizer)
     for module in averages.modules.values():
         module.to(accelerator.device)
     accelerator.init_trackers("")

@@ -74,7 +74,7 @@ class JudgeRecipe(Recipe):
 
     task: Literal["judge"]
     world: WorldConfig = WorldConfig()
-    channels: tuple[int, ...] = (32, 64, 96, 128)
+    channels: tuple[int, ...] = (32, 48, 64, 96)
     pool: int = 12000
 
 
@@ -121,6 +121,12 @@ class DistillRecipe(Recipe):
     lora_range: tuple[int, int] = (0, 1000)
     kl_weight: float = 0.1
     drop_prompt: float = 0.1
+    imitate: int = Field(
+        0,
+        ge=0,
+        description="first updates: regress onto the teacher's own guided K-step loop instead of "
+        "VSD, still by prompts alone; 0 as the authors, a shortcut where compute is scarce",
+    )
     gradient_checkpointing: bool = False
     init: Path | None = Field(None, description="start the student's UNet from this folder")
 
@@ -138,7 +144,9 @@ def load_recipe(file: Path) -> Recipe:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TiueError(f"Recipe {file} cannot be read ({error.strerror}): check the path.") from None
+        raise TiueError(
+            f"Recipe {file} cannot be read ({error.strerror}): check the path."
+        ) from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""

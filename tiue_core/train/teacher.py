@@ -22,6 +22,7 @@ from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
 from .diffusion import Noising, guided_ddim, tokenize
 from .grids import grid
+from .loop import descend
 from .recipe import TeacherRecipe
 
 #: Stable Diffusion 2.1-base's scheduler; the miniature keeps it to the letter.
@@ -69,7 +70,7 @@ class TeacherTask:
             "text_encoder": self.text_encoder,
         }
         learned = [p for module in self.modules.values() for p in module.parameters()]
-        self.optimizers = {
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
             "teacher": torch.optim.AdamW(
                 learned,
                 recipe.learning_rate,
@@ -126,12 +127,7 @@ class TeacherTask:
         gamma = recipe.min_snr_gamma
         weight = snr.clamp(max=gamma) / snr if gamma else torch.ones_like(snr)
         loss = (weight * error).mean()
-        self.accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(
-            [p for module in self.modules.values() for p in module.parameters()], recipe.grad_clip
-        )
-        self.optimizers["teacher"].step()
-        self.optimizers["teacher"].zero_grad(set_to_none=True)
+        norm = descend(self.accelerator, self.optimizers["teacher"], loss, recipe.grad_clip)
         return {"loss": loss.detach(), "mse": error.detach().mean(), "grad_norm": norm}
 
     @torch.no_grad()

@@ -1,0 +1,98 @@
+"""Make the shipped miniature from finished runs: ``python -m tiue_core.stickers.ship RUNS FIGURES``.
+
+Half precision, safetensors; the teacher shares all but its UNet with the student, so only that is
+shipped of it. FIGURES is what ``tiue evaluate --out`` wrote; the model card quotes it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+MOST = 25_000_000  #: bytes, in all
+
+
+def ship(runs: Path) -> int:
+    """Copy student, teacher and judge of ``runs`` into the package; returns their bytes."""
+    from diffusers import UNet2DConditionModel
+
+    from ..pipeline import TiuePipeline
+    from .judge import Judge
+
+    for name in ("student", "teacher", "judge"):
+        shutil.rmtree(HERE / name, ignore_errors=True)
+    student = TiuePipeline.from_pretrained(runs / "student" / "result")
+    student.to(torch.float16).save_pretrained(HERE / "student")
+    # transformers 5 writes tokenizer.json alone; ComfyUI and older versions read these two.
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(runs / "teacher" / "tokenizer" / name, HERE / "student" / "tokenizer" / name)
+    teacher = UNet2DConditionModel.from_pretrained(runs / "teacher" / "result" / "unet")
+    teacher.half().save_pretrained(HERE / "teacher" / "unet")
+    Judge.load(runs / "judge" / "result").save(HERE / "judge")
+    size = sum(file.stat().st_size for file in HERE.rglob("*.safetensors"))
+    if size > MOST:
+        raise SystemExit(f"{size / 1e6:.1f} MB of weights: at most {MOST / 1e6:.0f} MB are shipped")
+    return size
+
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# stickers
+
+A miniature one-pass student: 128 px, {kinds} kinds of thing on {backgrounds} backgrounds, painted
+in one pass (encoder once, decoder for K = 4 timesteps at once). It learned from prompts alone from
+a teacher that learned from scenes drawn with the Noto Color Emoji font (OFL 1.1). Both, the
+autoencoder, the text encoder and the judge below were made by `tiue distill` from the recipes in
+`tiue_core/stickers/recipes`, on two CPU cores.
+
+Things: {kind_names}.
+Backgrounds: {background_names}.
+
+## What it measured
+
+{table}
+
+The teacher runs 50 DDIM steps at guidance {guidance}, its best of {scales}. {count} fresh prompts
+of one thing each (two things: {pairs}); FID and the four others (k = 5) are taken between the
+judge's features of the pictures and of {count} freshly drawn scenes, so they compare systems in
+this table and nothing else. A thing is right if the judge finds it the likeliest of all. `one-step`
+is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same prompts and updates.
+
+Made by: `{command}`
+"""
+
+
+def card(figures: dict, command: str) -> str:
+    """The model card, with the figures of ``tiue evaluate``."""
+    from ..evaluate.command import table
+    from .world import World
+
+    world = World(**figures["world"])
+    return CARD.format(
+        **figures["world"],
+        kind_names=", ".join(world.kind_names),
+        background_names=", ".join(world.background_names),
+        table=table(figures),
+        guidance=figures["guidance"]["best"],
+        scales=", ".join(figures["guidance"]["sweep"]),
+        count=figures["count"],
+        pairs=min(figures["count"], 256),
+        command=command,
+    )
+
+
+if __name__ == "__main__":
+    print(f"{ship(Path(sys.argv[1])) / 1e6:.2f} MB")
+    if len(sys.argv) > 2:
+        figures = json.loads(Path(sys.argv[2]).read_text())
+        command = "tiue evaluate stickers one-step=runs/stickers/one-step/result"
+        (HERE / "student" / "README.md").write_text(card(figures, command), encoding="utf-8")
