@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_base
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy import model_management
@@ -55,7 +55,8 @@ class Made:
         """What Load Student attached, or Stable Diffusion's way for ComfyUI's own loaders."""
         made = model.get_attachment(KEY)
         if made is None:
-            velocity = model.model.model_type == comfy.model_base.ModelType.V_PREDICTION
+            sampling = model.get_model_object("model_sampling")
+            velocity = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
             kind = "v_prediction" if velocity else "epsilon"
             made = cls({**STABLE_DIFFUSION, "prediction_type": kind})
         return made

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,10 @@ class Server:
     def read(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.read()
+
+    def view(self, image: dict[str, str]) -> bytes:
+        """A picture that a node made."""
+        return self.read(f"/view?{urllib.parse.urlencode(image)}")
 
     def post(self, path: str, content: Any) -> Any:
         data = json.dumps(content).encode()

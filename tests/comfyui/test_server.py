@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from place import BUILT_IN, ROOT
 from server import Prompt, Refused, Server, nodes_of, to_prompt
 
@@ -84,7 +87,7 @@ def test_every_workflow_runs(server: Server, info: dict[str, Any], name: str) ->
     prompt = shipped(info, name)
     first = server.run(prompt)
     assert first.status == "success", first.messages
-    assert all(server.read(view(image))[:4] == b"\x89PNG" for image in first.images)
+    assert all(server.view(image)[:4] == b"\x89PNG" for image in first.images)
     assert {"TiUELoadStudent", "VAEDecode"} <= first.executed
 
     # Warm, with only the seeds changed: just what depends on them runs again.
@@ -102,10 +105,6 @@ def test_every_workflow_runs(server: Server, info: dict[str, Any], name: str) ->
     assert server.run(again).executed == set()
 
 
-def view(image: dict[str, str]) -> str:
-    return f"/view?filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
-
-
 def test_a_batch_is_its_pictures(server: Server, prompt: Prompt) -> None:
     """The third picture of a batch is the picture of its own seed."""
     several = copy.deepcopy(prompt)
@@ -113,17 +112,10 @@ def test_a_batch_is_its_pictures(server: Server, prompt: Prompt) -> None:
     nodes_of(several, "TiUEOnePassSampler")[0]["seed"] = 70
     nodes_of(prompt, "TiUEOnePassSampler")[0]["seed"] = 72
     third, alone = server.run(several).images[2], server.run(prompt).images[0]
-    assert pixels(server.read(view(third))) == pytest.approx(
-        pixels(server.read(view(alone))), abs=1
-    )
+    assert pixels(server.view(third)) == pytest.approx(pixels(server.view(alone)), abs=1)
 
 
 def pixels(png: bytes) -> Any:
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 

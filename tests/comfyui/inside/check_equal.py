@@ -142,28 +142,75 @@ def test_decoding_at_fewer_timesteps(student, nodes):
     ) <= (TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"attention_head_dim": 8},
-        {"attention_head_dim": [1, 2, 2, 2], "use_linear_projection": True},
-    ],
-    ids=["sd1.5", "sd2.1"],
-)
-def test_shapes_of_the_released_students(tmp_path, nodes, shape):
+RELEASED = {
+    "block_out_channels": (32, 64, 64, 64),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+SHAPES = {
+    "sd1.5": {**RELEASED, "attention_head_dim": 8},
+    "sd2.1": {**RELEASED, "attention_head_dim": [1, 2, 2, 2], "use_linear_projection": True},
+    "broken-multiples": {"block_out_channels": (64, 128, 160), "transformer_layers_per_block": 2},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(tmp_path, nodes, shape):
     import tiny
 
-    levels = {
-        "block_out_channels": (32, 64, 64, 64),
-        "layers_per_block": 2,
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    }
     with torch.inference_mode(False):
-        made = Student(tiny.student(tmp_path / "student", **levels, **shape))
+        made = Student(tiny.student(tmp_path / "student", **shape))
     out = nodes.OnePassSampler(made.model, made.condition(PROMPT), made.latent(2, 13, 16), 29)
     reference = made.reference(PROMPT, 29, count=2, height=104, width=128)
     assert made.difference(out["samples"], reference) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["sd1.5", "sd2.1"])
+def test_a_checkpoint_file(tmp_path, nodes, family):
+    """One file through ComfyUI's own loader, which takes this one of 2.1 for v-prediction."""
+    import tiny
+    from safetensors.torch import save_file
+    from tiue_pack.nodes.native import loading, onepass
+
+    shapes = {
+        "sd1.5": {"cross_attention_dim": 768, "attention_head_dim": 8},
+        "sd2.1": {
+            "cross_attention_dim": 1024,
+            "attention_head_dim": 5,
+            "use_linear_projection": True,
+        },
+    }
+    with torch.inference_mode(False):
+        folder = tiny.student(
+            tmp_path / "student",
+            block_out_channels=(320, 320),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            **shapes[family],
+        )
+        model, clip, _ = loading.load_folder(folder, dtype=torch.float32)
+        prefix = "model.diffusion_model."
+        state = model.model.diffusion_model.state_dict()
+        tensors = {prefix + key: value.contiguous() for key, value in state.items()}
+        bias = f"{prefix}output_blocks.11.1.transformer_blocks.0.norm1.bias"
+        tensors[bias] = torch.linspace(-1, 1, 320)  # what makes ComfyUI guess v-prediction
+        text = {
+            "sd1.5": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+            "sd2.1": "cond_stage_model.model.ln_final.weight",
+        }
+        tensors[text[family]] = torch.ones(shapes[family]["cross_attention_dim"])
+        file = tmp_path / "student.safetensors"
+        save_file(tensors, file)
+
+    checkpoint, _, _ = loading.load_checkpoint(file)
+    assert onepass.Made.of(checkpoint).scheduler["prediction_type"] == "epsilon"
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    one = nodes.OnePassSampler(checkpoint, positive, latent, 3)["samples"] * 0.18215
+    two = nodes.OnePassSampler(model, positive, latent, 3)["samples"]
+    two = two * model.model.latent_format.scale_factor
+    assert (one - two).abs().max() <= TOLERANCE
 
 
 def test_velocity_prediction(tmp_path, nodes):
