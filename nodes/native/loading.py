@@ -11,9 +11,11 @@ from typing import Any
 import comfy.model_base
 import comfy.model_patcher
 import comfy.sd
+import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy import model_management, sd1_clip
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ...tiue_core.files import read_header
 from ...tiue_core.schedule import STEPS
@@ -41,9 +43,15 @@ def load_folder(
 def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE from a checkpoint in Stable Diffusion's own format."""
     read_header(path)
-    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
-        str(path), embedding_directory=embeddings
-    )
+    try:
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+            str(path), embedding_directory=embeddings
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path.name} is no checkpoint that ComfyUI knows "
+            f"({str(error).splitlines()[0]}): give a diffusers folder, or another file"
+        ) from error
     missing = [name for name, part in (("text encoder", clip), ("UNet", model)) if part is None]
     if missing:
         raise ValueError(
@@ -62,9 +70,11 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
 
 
 def _unet(folder: Path, vae_config: dict[str, Any], dtype: torch.dtype | None) -> Any:
-    scheduler = {**STABLE_DIFFUSION, **_json(folder / "scheduler" / "scheduler_config.json")}
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     shape = shapes.unet_config(_config(folder / "unet"))
-    config = shapes.model_config(shape, scheduler, _latent_scale(vae_config))
+    config = shapes.model_config(
+        shape, {**STABLE_DIFFUSION, **scheduler}, _latent_scale(vae_config)
+    )
     given = _weights(folder / "unet")
     weights = {
         ours: given.pop(theirs)
@@ -101,9 +111,12 @@ def _made(folder: Path, scheduler: dict[str, Any]) -> Made:
 
 
 def _clip(folder: Path, embeddings: Any, dtype: torch.dtype | None) -> Any:
-    config = _config(folder / "text_encoder")
+    config = CLIPTextConfig.from_pretrained(folder / "text_encoder").to_dict()
     width, length = config["hidden_size"], config["max_position_embeddings"]
     name = "h" if width == 1024 else "l"  # as ComfyUI and LoRA files name SD2's and SD1's
+    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    # Not those of the config, which Stable Diffusion's own folders have wrong.
+    special = {"start": words.bos_token_id, "end": words.eos_token_id, "pad": words.pad_token_id}
     weights = {
         key if key.startswith("text_model.") else f"text_model.{key}": value
         for key, value in _weights(folder / "text_encoder").items()
@@ -116,14 +129,14 @@ def _clip(folder: Path, embeddings: Any, dtype: torch.dtype | None) -> Any:
         max_length=length,
         embedding_size=width,
         embedding_key=f"clip_{name}",
-        pad_token=_pad_token(folder),
+        pad_token=words.pad_token_id,
     )
     target = comfy.supported_models_base.ClipTarget(
         partial(sd1_clip.SD1Tokenizer, clip_name=name, tokenizer=tokenizer),
         partial(
             sd1_clip.SD1ClipModel,
             clip_name=name,
-            clip_model=partial(_TextEncoder, config=config, pad=_pad_token(folder)),
+            clip_model=partial(_TextEncoder, config=config, special_tokens=special),
         ),
     )
     clip = comfy.sd.CLIP(
@@ -142,7 +155,13 @@ class _TextEncoder(sd1_clip.SDClipModel):
     """A CLIP text encoder of any size; what comes out is its last layer."""
 
     def __init__(
-        self, device: Any, dtype: Any, model_options: dict, config: dict, pad: int, **_: Any
+        self,
+        config: dict[str, Any],
+        special_tokens: dict[str, int],
+        device: Any,
+        dtype: Any,
+        model_options: dict[str, Any],
+        **_: Any,
     ) -> None:
         super().__init__(
             device=device,
@@ -150,7 +169,7 @@ class _TextEncoder(sd1_clip.SDClipModel):
             max_length=config["max_position_embeddings"],
             layer="last",
             textmodel_json_config=dict(config),
-            special_tokens=_special_tokens(config, pad),
+            special_tokens=special_tokens,
             return_projected_pooled=False,
             model_options=model_options,
         )
@@ -185,16 +204,6 @@ def _latent_scale(vae_config: dict[str, Any]) -> float:
     if vae_config["_class_name"] == "AutoencoderTiny":
         return 0.18215
     return vae_config.get("scaling_factor", 0.18215)
-
-
-def _special_tokens(config: dict[str, Any], pad: int) -> dict[str, int]:
-    return {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": pad}
-
-
-def _pad_token(folder: Path) -> int:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer").pad_token_id
 
 
 def _weights(folder: Path) -> Weights:

@@ -123,7 +123,7 @@ def vae_params(config: Config) -> Config:
 
 def _heads(config: Config, widths: list[int]) -> Config:
     """An integer ``attention_head_dim`` is the number of heads; a list, that of every level."""
-    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     heads = _per_level(heads, len(widths))
     if len(set(heads)) == 1:
         return {"num_heads": heads[0], "num_head_channels": -1}

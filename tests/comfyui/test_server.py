@@ -78,7 +78,7 @@ def test_locales_name_every_node_and_input(server: Server, info: dict[str, Any])
 def test_templates_are_offered(server: Server) -> None:
     offered = server.get("/workflow_templates")["tiue"]
     assert sorted(offered) == sorted(path.stem for path in WORKFLOWS)
-    for path in WORKFLOWS:
+    for path in WORKFLOWS if BUILT_IN.is_dir() else ():
         assert server.read(f"/api/workflow_templates/tiue/{path.stem}.jpg")[:3] == b"\xff\xd8\xff"
 
 

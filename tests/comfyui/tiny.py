@@ -24,16 +24,18 @@ SCHEDULER = {
 }
 
 
-def student(folder: Path, seed: int = 0, **unet: Any) -> Path:
+def student(folder: Path, seed: int = 0, tiny_vae: bool = False, **unet: Any) -> Path:
     """A diffusers folder of the built-in miniature's shape; ``unet`` changes its UNet's config."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
     width = unet.get("cross_attention_dim", 128)
     parts = {
         "unet": UNet2DConditionModel(**{**UNET, **unet}),
-        "vae": AutoencoderKL(
+        "vae": AutoencoderTiny(scaling_factor=0.9)
+        if tiny_vae
+        else AutoencoderKL(
             block_out_channels=(32, 32, 64, 64),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -63,7 +65,7 @@ def student(folder: Path, seed: int = 0, **unet: Any) -> Path:
     index = {
         "_class_name": "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", type(parts["vae"]).__name__],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "DDIMScheduler"],

@@ -30,6 +30,29 @@ def test_image(student, nodes):
     assert (image - expected).abs().max() <= 1e-4
 
 
+def test_weighted_words(student):
+    """'(word:1.3)' moves away from the empty prompt, whose special tokens are the tokenizer's."""
+    plain = student.condition("a cat on a red background")[0][0]
+    empty = student.condition("")[0][0]
+    weighted = student.condition("a (cat:1.3) on a red background")[0][0]
+    moved = (weighted - plain).abs().amax(-1)[0]
+    place = moved.argmax()
+    expected = empty[0, place] + 1.3 * (plain[0, place] - empty[0, place])
+    assert torch.allclose(weighted[0, place], expected, atol=1e-5)
+
+
+def test_tiny_autoencoder(tmp_path, nodes):
+    import tiny
+
+    with torch.inference_mode(False):
+        made = Student(tiny.student(tmp_path / "student", tiny_vae=True))
+    out = nodes.OnePassSampler(made.model, made.condition(PROMPT), made.latent(), 7)
+    assert made.difference(out["samples"], made.reference(PROMPT, 7)) <= TOLERANCE
+    image = made.vae.decode(out["samples"])[0]
+    expected = made.pipe(PROMPT, seed=7, output_type="pt").images[0].movedim(0, -1)
+    assert (image - expected).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("height, width", [(16, 16), (17, 13), (9, 24)])
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3])
 def test_batches_of_three_odd_sizes_and_chunks(student, nodes, height, width, chunk):
