@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from test_unet import shared_encoder
 
 from tiue_core import TiueOutput, TiuePipeline, draw_noise
+from tiue_core.errors import TiueError
 
 LEVEL = 1 / 255  # of eight-bit images
 
@@ -353,7 +354,7 @@ def test_unets_that_are_no_students(components, changes, words):
 
 def test_only_safetensors_are_read(pipe, tmp_path):
     pipe.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(TiueError, match="holds only pickles"):
         TiuePipeline.from_pretrained(tmp_path)
 
 

@@ -84,7 +84,7 @@ class Source:
         """SHA-256 over all weights and the scheduler's config: what decides the picture."""
         if self.path.is_file():
             return content_hash([self.path])
-        homes = {name: self.path for name in MODELS}
+        homes = dict.fromkeys(MODELS, self.path)
         if self.unet is not None:
             homes["unet"] = self.unet.parent
         files = [path for name, home in homes.items() for path in weights(home, name)]

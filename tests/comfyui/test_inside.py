@@ -1,26 +1,49 @@
-"""Checks that run inside ComfyUI's own Python: the numbers, against diffusers and TiuePipeline."""
+"""Checks that run inside ComfyUI's own Python: the numbers, against diffusers and TiuePipeline.
+
+One process runs them all, since importing ComfyUI takes longer than most of them.
+"""
 
 from __future__ import annotations
 
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from place import HERE, Comfy
 
-CHECKS = sorted((HERE / "inside").glob("check_*.py"))
+CHECKS = sorted(path.stem for path in (HERE / "inside").glob("check_*.py"))
+Failures = dict[str, str]  # by test
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=[path.stem for path in CHECKS])
-def test_inside_comfyui(comfy: Comfy, student: Path, check: Path) -> None:
-    command = [comfy.python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-    command += ["--override-ini", "addopts=", "--confcutdir", ".", str(check)]
+@pytest.fixture(scope="module")
+def outcome(
+    comfy: Comfy, student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Failures]:
+    """What failed in every file of checks."""
+    report = tmp_path_factory.mktemp("inside") / "report.xml"
+    command = [comfy.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--confcutdir", "."]
+    command += ["--override-ini", "addopts=", "--junitxml", str(report)]
     result = subprocess.run(
-        command,
+        [*command, *(f"{check}.py" for check in CHECKS)],
         env={**comfy.environment, "TIUE_STUDENT": str(student)},
         cwd=HERE / "inside",
         capture_output=True,
         text=True,
     )
-    print(result.stdout)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert report.is_file(), result.stdout[-4000:] + result.stderr[-4000:]
+    found: dict[str, Failures] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        check = case.get("classname", "").rpartition(".")[2]
+        failures = found.setdefault(check, {})
+        for trouble in (*case.findall("failure"), *case.findall("error")):
+            failures[case.get("name", "")] = (trouble.text or "")[-3000:]
+    return found
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_inside_comfyui(outcome: dict[str, Failures], check: str) -> None:
+    assert check in outcome, f"{check} did not run"
+    for name, trouble in outcome[check].items():
+        print(f"--- {name}\n{trouble}")
+    assert not outcome[check], f"{len(outcome[check])} failed: {', '.join(outcome[check])}"

@@ -31,6 +31,13 @@ def register(app: typer.Typer) -> None:
         Example: tiue evaluate stickers --count 256
         """
         import json
+        from importlib.util import find_spec
+
+        from ..errors import TiueError
+
+        missing = [name for name in ("torchmetrics", "prdc", "scipy") if find_spec(name) is None]
+        if missing:
+            raise TiueError(f"{', '.join(missing)} is not installed: pip install 'tiue[evaluate]'")
 
         from ..pipeline import TiuePipeline
         from ..stickers.judge import Judge

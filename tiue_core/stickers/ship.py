@@ -1,4 +1,4 @@
-"""Make the shipped miniature from finished runs: ``python -m tiue_core.stickers.ship RUNS FIGURES``.
+"""Make the shipped miniature: ``python -m tiue_core.stickers.ship RUNS [FIGURES]``.
 
 Half precision, safetensors; the teacher shares all but its UNet with the student, so only that is
 shipped of it. FIGURES is what ``tiue evaluate --out`` wrote; the model card quotes it.
@@ -90,9 +90,19 @@ def card(figures: dict, command: str) -> str:
     )
 
 
+def insert(readme: Path, text: str) -> None:
+    """Put ``text`` between the README's figure marks."""
+    before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- /figures -->")
+    readme.write_text(f"{before}{mark}{text}\n{end}{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
     print(f"{ship(Path(sys.argv[1])) / 1e6:.2f} MB")
     if len(sys.argv) > 2:
+        from ..evaluate.command import table
+
         figures = json.loads(Path(sys.argv[2]).read_text())
         command = "tiue evaluate stickers one-step=runs/stickers/one-step/result"
         (HERE / "student" / "README.md").write_text(card(figures, command), encoding="utf-8")
+        insert(HERE.parent.parent / "README.md", table(figures))

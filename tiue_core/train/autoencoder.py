@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ..stickers.world import World
 from .grids import grid
 from .loop import descend
 from .recipe import AutoencoderRecipe
+
+logger = logging.getLogger("tiue.train")
 
 
 def render_pool(world: World, count: int, seed: int) -> torch.Tensor:
@@ -113,7 +116,7 @@ class AutoencoderTask:
         decoded = vae(images).sample  # type: ignore[operator]
         rows = torch.cat([images[:16], decoded[:16], images[16:], decoded[16:]])
         psnr = -10 * torch.log10((decoded.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4)
-        print(f"PSNR on 32 fresh scenes: {psnr.mean():.2f} dB", flush=True)
+        logger.info("PSNR on 32 fresh scenes: %.2f dB", psnr.mean())
         return grid(rows, columns=16)
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,19 +18,28 @@ def register(app: typer.Typer) -> None:
 
         Example: tiue distill tiue_core/stickers/recipes/5-student.yaml
         """
-        import json
-        import time
+        import logging
+        import sys
 
+        from ..console import emit, progress, say
         from .recipe import load_recipe
         from .run import run
 
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("tiue").setLevel(logging.INFO)
         checked = load_recipe(recipe)
-        started = time.monotonic()
+        with progress(recipe.stem, checked.steps) as advance:
+            seen = 0
 
-        def progress(done: int, total: int, values: dict[str, float]) -> None:
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            minutes = (time.monotonic() - started) / 60
-            print(f"{done}/{total}  {minutes:.1f} min  {figures}", file=sys.stderr, flush=True)
+            def report(done: int, total: int, values: dict[str, float]) -> None:
+                nonlocal seen
+                advance(done - seen)
+                seen = done
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+                say(f"{done}/{total}  {figures}")
 
-        result = run(checked, progress)
-        print(json.dumps({"result": str(result)}) if json_output else f"Written: {result}")
+            result = run(checked, report)
+        if json_output:
+            emit({"result": str(result)})
+        else:
+            print(f"Written: {result}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
 from .loop import descend
 from .recipe import JudgeRecipe
+
+logger = logging.getLogger("tiue.train")
 
 
 class JudgeTask:
@@ -73,11 +76,11 @@ class JudgeTask:
         logits = [modules["judge"](to_unit(b).to(self.accelerator.device)) for b in pool.split(100)]
         things, background = (torch.cat(part).cpu() for part in zip(*logits, strict=True))
         hits, grounds = right((things, background), labels(self.world, scenes))
-        both = (hits & grounds).float().mean()
-        print(
-            f"right on fresh scenes: things {hits.float().mean():.4f}, "
-            f"background {grounds.float().mean():.4f}, both {both:.4f}",
-            flush=True,
+        logger.info(
+            "right on fresh scenes: things %.4f, background %.4f, both %.4f",
+            hits.float().mean(),
+            grounds.float().mean(),
+            (hits & grounds).float().mean(),
         )
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:

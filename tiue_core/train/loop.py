@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,9 +104,13 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
     project = ProjectConfiguration(
         project_dir=str(recipe.out), logging_dir=str(recipe.out / "logs")
     )
-    return Accelerator(
-        mixed_precision=recipe.precision, log_with="tensorboard", project_config=project
-    )
+    tracker = "tensorboard" if find_spec("tensorboard") else None
+    if tracker is None:
+        warnings.warn(
+            "TensorBoard is not installed, only log.jsonl is written: pip install 'tiue[train]'",
+            stacklevel=2,
+        )
+    return Accelerator(mixed_precision=recipe.precision, log_with=tracker, project_config=project)
 
 
 def train(

@@ -5,6 +5,7 @@ UNet and text encoder learn together from the ordinary denoising loss on latents
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from .diffusion import Noising, guided_ddim, tokenize
 from .grids import grid
 from .loop import descend
 from .recipe import TeacherRecipe
+
+logger = logging.getLogger("tiue.train")
 
 #: Stable Diffusion 2.1-base's scheduler; the miniature keeps it to the letter.
 SCHEDULER = {
@@ -97,7 +100,7 @@ class TeacherTask:
         file = self.recipe.out / "latents.safetensors"
         if file.is_file():
             return load_file(file)["latents"].float()
-        print(f"encoding {self.recipe.pool} scenes", flush=True)
+        logger.info("encoding %d scenes", self.recipe.pool)
         pixels = render_pool(self.world, self.recipe.pool, self.recipe.seed)
         with self.accelerator.autocast():
             latents = torch.cat(
