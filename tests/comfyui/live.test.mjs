@@ -54,6 +54,21 @@ test("one run at a time, and the last text wins", async () => {
     assert.deepEqual(seen.queued, ["", "a dog"]);
 });
 
+test("a prompt may end before its id is known", async () => {
+    const seen = made();
+    const queue = seen.live.queue;
+    seen.live.queue = async (prompt) => {
+        const id = await queue(prompt);
+        seen.live.finished(id, "success");
+        return id;
+    };
+    seen.live.toggle(true);
+    await sleep(QUIET);
+    seen.type("a cat");
+    await sleep(QUIET);
+    assert.deepEqual(seen.queued, ["", "a cat"]);
+});
+
 test("an unchanged graph is not run again", async () => {
     const seen = made();
     seen.live.toggle(true);

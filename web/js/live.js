@@ -42,7 +42,9 @@ export class Live {
 
     /** A prompt came to its end: `how` is "success", "error" or "interrupted". */
     finished(id, how) {
-        if (!this.#running || this.#running.id !== id) return;
+        if (!this.#running) return;
+        if (this.#running.id === null) this.#running.early.set(id, how);
+        if (this.#running.id !== id) return;
         const seconds = (performance.now() - this.#running.since) / 1000;
         this.#running = null;
         if (this.on) this.report(how === "success" ? `${seconds.toFixed(2)} s` : how);
@@ -66,7 +68,8 @@ export class Live {
             this.#waiting = true;
             return;
         }
-        const flight = { id: null, since: performance.now() };
+        // A quick prompt can end before the answer to its queueing is here: `early` keeps that.
+        const flight = { id: null, since: performance.now(), early: new Map() };
         this.#running = flight;
         try {
             const prompt = await this.graph();
@@ -77,7 +80,9 @@ export class Live {
                 return;
             }
             this.#last = graph;
-            flight.id = await this.queue(prompt);
+            const id = await this.queue(prompt);
+            flight.id = id;
+            if (flight.early.has(id)) this.finished(id, flight.early.get(id));
         } catch (error) {
             this.#running = null;
             this.report(`not run: ${String(error?.message ?? error).split("\n")[0]}`);

@@ -65,8 +65,12 @@ class Strip {
 
     async copy() {
         const seed = String(this.seed ?? this.widget("seed")?.value ?? "");
-        await navigator.clipboard?.writeText(seed);
-        this.show(`copied ${seed}`);
+        try {
+            await navigator.clipboard.writeText(seed);
+            this.show(`copied ${seed}`);
+        } catch {
+            this.show(`seed ${seed}`); // a page without https may not touch the clipboard
+        }
     }
 
     refresh() {
