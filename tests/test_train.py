@@ -150,13 +150,13 @@ def test_rate_warms_up_and_decays(recipe: DistillRecipe) -> None:
 def test_average_follows_the_formula() -> None:
     module = nn.Linear(1, 1, bias=False)
     average = Average({"m": module}, 0.9999)
-    wanted = float(module.weight)
+    wanted = module.weight.item()
     for step in range(5):
         nn.init.constant_(module.weight, float(step))
         average.update({"m": module}, step)
         decay = min((1 + step) / (10 + step), 0.9999)
         wanted = decay * wanted + (1 - decay) * step
-    assert float(average.modules["m"].weight) == pytest.approx(wanted, rel=1e-6)
+    assert average.modules["m"].weight.item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_noising_inverts(recipe: DistillRecipe) -> None:

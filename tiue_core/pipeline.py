@@ -10,12 +10,10 @@ same folders. An image depends on its prompt, its seed, its size and K, never on
 
 from __future__ import annotations
 
-import secrets
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,12 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .arguments import seeds_of, texts_of, whole
 from .folders import reading
 from .schedule import STEPS, OneWaySchedule
 from .unet import SplitUNet
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-SEEDS = 2**64  # what torch.Generator tells apart
 
 
 @dataclass
@@ -177,9 +175,9 @@ class TiuePipeline(
         if output_type not in OUTPUT_TYPES:
             one_of = ", ".join(OUTPUT_TYPES)
             raise ValueError(f"output_type is {output_type!r}: give one of {one_of}")
-        count = _whole("count", count, 1)
-        batch_size = _whole("batch_size", batch_size, 1)
-        chunk = None if chunk is None else _whole("chunk", chunk, 1)
+        count = whole("count", count, 1)
+        batch_size = whole("batch_size", batch_size, 1)
+        chunk = None if chunk is None else whole("chunk", chunk, 1)
         if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
             raise ValueError(f"guidance_scale is {guidance_scale!r}: give a number, 1 is without")
         if (prompt is None) == (prompt_embeds is None):
@@ -188,15 +186,15 @@ class TiuePipeline(
             shape = tuple(prompt_embeds.shape)
             raise ValueError(f"prompt_embeds have shape {shape}: give (prompts, tokens, width)")
         schedule = self.schedule(steps)
-        texts = None if prompt is None else _texts("prompt", prompt)
+        texts = None if prompt is None else texts_of("prompt", prompt)
         prompts = len(prompt_embeds) if texts is None else len(texts)  # type: ignore[arg-type]
         total = prompts * count
         shape = self._latent_shape(width, height, latents, total)
-        seeds = _seeds(seed, total) if latents is None else []
+        seeds = seeds_of(seed, total) if latents is None else []
         if latents is not None and seed is not None:
             raise ValueError("seed and latents both give the noise: leave one of them out")
         guided = guidance_scale != 1
-        negative = _texts("negative_prompt", negative_prompt or "")
+        negative = texts_of("negative_prompt", negative_prompt or "")
         if len(negative) not in (1, prompts):
             raise ValueError(f"{len(negative)} negative prompts for {prompts} prompts: give one")
 
@@ -302,7 +300,7 @@ class TiuePipeline(
             sides = tuple(latents.shape[2:])
         shape = [channels]
         for name, given, side in zip(("height", "width"), (height, width), sides, strict=True):
-            pixels = side * factor if given is None else _whole(name, given, 1)
+            pixels = side * factor if given is None else whole(name, given, 1)
             if pixels % factor:
                 near = max(round(pixels / factor), 1) * factor
                 raise ValueError(f"{name} is {pixels}: give a multiple of {factor}, such as {near}")
@@ -337,37 +335,6 @@ def _check_unet(unet: Any) -> None:
             "TiuePipeline is for Stable Diffusion 1 and 2, use SplitUNet for others"
         )
     SplitUNet(unet)
-
-
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """``value`` as an int within [low, high), or one line that says what to give."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value >= high):
-        upto = "" if high is None else f" to {high - 1}"
-        raise ValueError(f"{name} is {value!r}: give a whole number from {low}{upto}")
-    return int(value)
-
-
-def _texts(name: str, given: Any) -> list[str]:
-    """A prompt or a list of them, each on one line with single spaces."""
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"{name} is {given!r}: give a text or a list of texts")
-    return [" ".join(text.split()) for text in texts]
-
-
-def _seeds(seed: Any, total: int) -> list[int]:
-    """One seed per image."""
-    if seed is None:
-        seed = secrets.randbits(32)
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
-        if len(seed) != total:
-            raise ValueError(
-                f"{len(seed)} seeds for {total} images: give one each, or a single one"
-            )
-        return [_whole("seed", one, 0, SEEDS) for one in seed]
-    first = _whole("seed", seed, 0, SEEDS - total + 1)
-    return list(range(first, first + total))
 
 
 def _joined(batches: list[Any]) -> Any:

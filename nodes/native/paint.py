@@ -15,7 +15,8 @@ from comfy import model_management
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
-from ...tiue_core.pipeline import SEEDS, draw_noise
+from ...tiue_core.arguments import SEEDS
+from ...tiue_core.pipeline import draw_noise
 from ...tiue_core.schedule import OneWaySchedule
 from ...tiue_core.unet import Features
 from . import checks

@@ -75,7 +75,7 @@ def guided(
 @torch.no_grad()
 def guided_ddim(
     unet: Any,
-    scheduler: DDIMScheduler,
+    scheduler: Any,
     latents: torch.Tensor,
     prompt_embeds: torch.Tensor,
     *,
@@ -83,9 +83,9 @@ def guided_ddim(
     guidance: float = 4.5,
 ) -> torch.Tensor:
     """Deterministic DDIM from noise (B, C, h, w) to latents, as the teacher is meant to run."""
-    scheduler = DDIMScheduler.from_config(scheduler.config)
-    scheduler.set_timesteps(steps)
-    for timestep in scheduler.timesteps:
+    ddim: Any = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(steps)
+    for timestep in ddim.timesteps:
         noise = guided(unet, latents, timestep.to(latents.device), prompt_embeds, guidance)
-        latents = scheduler.step(noise, timestep, latents).prev_sample
+        latents = ddim.step(noise, timestep, latents).prev_sample
     return latents

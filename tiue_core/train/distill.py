@@ -179,7 +179,7 @@ class DistillTask:
 
     @torch.no_grad()
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
-        prompts = self.prompts[:32]
+        prompts = (self.prompts * 32)[:32]
         generator = torch.Generator().manual_seed(self.recipe.seed)
         noise = self._noise(len(prompts), generator)
         tokens = tokenize(self.pipeline.tokenizer, prompts).to(noise.device)

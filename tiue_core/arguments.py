@@ -1,0 +1,41 @@
+"""What ``TiuePipeline`` is called with, checked and in one form; bad input is one line."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+SEEDS = 2**64  # what torch.Generator tells apart
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """``value`` as an int within [low, high), or one line that says what to give."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value >= high):
+        upto = "" if high is None else f" to {high - 1}"
+        raise ValueError(f"{name} is {value!r}: give a whole number from {low}{upto}")
+    return int(value)
+
+
+def texts_of(name: str, given: Any) -> list[str]:
+    """A prompt or a list of them, each on one line with single spaces."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"{name} is {given!r}: give a text or a list of texts")
+    return [" ".join(text.split()) for text in texts]
+
+
+def seeds_of(seed: Any, total: int) -> list[int]:
+    """One seed per image."""
+    if seed is None:
+        seed = secrets.randbits(32)
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != total:
+            raise ValueError(
+                f"{len(seed)} seeds for {total} images: give one each, or a single one"
+            )
+        return [whole("seed", one, 0, SEEDS) for one in seed]
+    first = whole("seed", seed, 0, SEEDS - total + 1)
+    return list(range(first, first + total))
