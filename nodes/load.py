@@ -7,6 +7,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..tiue_core import students
+from ..tiue_core.folders import check_folder
 from . import folders
 from .schema import schema
 
@@ -70,7 +71,7 @@ class LoadStudent(io.ComfyNode):
         path = folders.on_disk(student) or _released(student, accept_licence)
         embeddings = folder_paths.get_folder_paths("embeddings")
         if path.is_dir():
-            return io.NodeOutput(*loading.load_folder(students.check_folder(path), embeddings))
+            return io.NodeOutput(*loading.load_folder(check_folder(path), embeddings))
         return io.NodeOutput(*loading.load_checkpoint(path, embeddings))
 
 
