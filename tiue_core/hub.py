@@ -62,7 +62,7 @@ def download(hub_id: str, revision: str | None, accept: "AcceptLicense", terms: 
         folder = snapshot_download(hub_id, revision=info.sha, allow_patterns=files)
     except Exception as error:
         raise _explain(hub_id, info.sha, error) from error
-    if revision is None:
+    if revision is None and info.sha is not None:
         pin(hub_id, info.sha, terms)
     return Path(folder)
 

@@ -24,7 +24,7 @@ def encoder_page(encoded: Encoded, image: int) -> Tensor:
     maps = [("noise", encoded.noise)]
     maps += [(f"skip {i}", skip) for i, skip in enumerate(encoded.features.skips)]
     maps += [("middle", encoded.features.mid)]
-    tiles = []
+    tiles: list[tuple[str, Image.Image] | None] = []
     for name, feature in maps:
         _, channels, height, width = feature.shape
         tiles.append((f"{name}: {channels} of {height}x{width}", false_colours(feature[image])))

@@ -64,9 +64,9 @@ def first_noise_level(sigmas: Tensor | None, expected: float) -> None:
     )
 
 
-def own_sigmas(sigmas: Tensor, expected: Tensor | None) -> None:
+def own_sigmas(sigmas: Tensor, expected: Tensor) -> None:
     """SIGMAS carry K, and must be those of the student."""
-    same = expected is not None and sigmas.shape == expected.shape
+    same = sigmas.shape == expected.shape
     if not same or bool(((sigmas.cpu() - expected).abs() > 1e-3 * expected).any()):
         raise ValueError(
             "These SIGMAS are not the student's: connect One-Pass Sigmas, "

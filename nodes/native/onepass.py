@@ -64,8 +64,9 @@ class Made:
     def schedule(self, steps: int = 0, timesteps: Sequence[int] = ()) -> OneWaySchedule:
         """For K = `steps`, for just these timesteps, or as the student was made."""
         own = self.timesteps if steps in (0, self.steps) else None
-        if timesteps or own:
-            return OneWaySchedule.from_config(self.scheduler, timesteps=list(timesteps or own))
+        chosen = list(timesteps or own or ())
+        if chosen:
+            return OneWaySchedule.from_config(self.scheduler, timesteps=chosen)
         return OneWaySchedule.from_config(self.scheduler, steps=steps or self.steps)
 
 
@@ -118,7 +119,7 @@ class OnePass:
         unet, schedule = ComfyUNet(executor.class_obj), self.schedule
         checks.first_noise_level(options.get("sigmas"), sigmas_of(schedule)[0].item())
 
-        conditions = {"y": y, "transformer_options": options}
+        conditions: dict[str, Any] = {"y": y, "transformer_options": options}
         features = unet.encode(x, schedule.timesteps[0], context, control=control, **conditions)
         predictions = unet.decode(
             features, schedule.timesteps, context, chunk=self._chunk(x), **conditions
@@ -156,8 +157,8 @@ class OnePassSampler(comfy.samplers.Sampler):
         checks.student(model_wrap.model_patcher)
         checks.empty_latent(latent_image, denoise_mask)
         steps = len(sigmas) - 1
-        schedule = Made.of(model_wrap.model_patcher).schedule(steps) if steps > 0 else None
-        checks.own_sigmas(sigmas, schedule and sigmas_of(schedule))
+        schedule = Made.of(model_wrap.model_patcher).schedule(max(steps, 0))
+        checks.own_sigmas(sigmas, sigmas_of(schedule))
 
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         install(options, OnePass.on(model, schedule, self.chunk))

@@ -71,7 +71,7 @@ class ComfyUNet:
         h = apply_control(h, control, "middle")
         for i in reversed(range(len(skips))):  # residuals are stacked in the decoder's order
             skips[i] = apply_control(skips[i], control, "output")
-        return Features(mid=h, skips=tuple(skips), size=tuple(noise.shape[-2:]))
+        return Features(mid=h, skips=tuple(skips), size=(noise.shape[-2], noise.shape[-1]))
 
     def decode(
         self,

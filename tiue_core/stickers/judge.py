@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,11 @@ class Judge(nn.Module):
 
     def __init__(self, kinds: int, backgrounds: int, channels: tuple[int, ...]):
         super().__init__()
-        self.settings = {"kinds": kinds, "backgrounds": backgrounds, "channels": list(channels)}
+        self.settings: dict[str, Any] = {
+            "kinds": kinds,
+            "backgrounds": backgrounds,
+            "channels": list(channels),
+        }
         widths = (3, *channels)
         self.blocks = nn.ModuleList(
             nn.Sequential(

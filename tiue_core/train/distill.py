@@ -18,6 +18,7 @@ import random
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -73,7 +74,7 @@ class DistillTask:
             student.enable_gradient_checkpointing()
             self.teacher.enable_gradient_checkpointing()
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
-        settings = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
+        settings: dict[str, Any] = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "student": torch.optim.AdamW(student.parameters(), recipe.learning_rate, **settings),
             "lora_teacher": torch.optim.AdamW(

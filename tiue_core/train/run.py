@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .loop import train
 from .recipe import Recipe
@@ -12,12 +13,13 @@ from .recipe import Recipe
 def run(recipe: Recipe, progress: Callable[..., None] | None = None) -> Path:
     """Train what ``recipe`` describes; returns the folder of the result."""
     task = recipe.task  # type: ignore[attr-defined]
+    make: Any
     if task == "autoencoder":
         from .autoencoder import AutoencoderTask as make
     elif task == "judge":
-        from .judge import JudgeTask as make  # type: ignore[assignment]
+        from .judge import JudgeTask as make
     elif task == "teacher":
-        from .teacher import TeacherTask as make  # type: ignore[assignment]
+        from .teacher import TeacherTask as make
     else:
-        from .distill import DistillTask as make  # type: ignore[assignment]
+        from .distill import DistillTask as make
     return train(recipe, make, progress=progress)
