@@ -80,7 +80,7 @@ def page():
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         page.set_default_timeout(SLOW)
         page.tiue_errors = []
-        page.on("pageerror", lambda error: page.tiue_errors.append(str(error)))
+        page.on("pageerror", lambda error: page.tiue_errors.append(error.stack or str(error)))
         request = urllib.request.Request(f"{URL}/settings", json.dumps(SETTINGS).encode())
         urllib.request.urlopen(request).close()
         page.goto(URL)
