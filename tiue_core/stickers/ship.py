@@ -19,14 +19,15 @@ MOST = 25_000_000  #: bytes, in all
 
 def ship(runs: Path) -> int:
     """Copy student, teacher and judge of ``runs`` into the package; returns their bytes."""
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from ..pipeline import TiuePipeline
     from .judge import Judge
 
     for name in ("student", "teacher", "judge"):
         shutil.rmtree(HERE / name, ignore_errors=True)
-    student = TiuePipeline.from_pretrained(runs / "student" / "result")
+    vae = AutoencoderKL.from_pretrained(runs / "decoder" / "result", use_safetensors=True)
+    student = TiuePipeline.from_pretrained(runs / "student" / "result", vae=vae)
     student.to(torch.float16).save_pretrained(HERE / "student")
     # transformers 5 writes tokenizer.json alone; ComfyUI and older versions read these two.
     for name in ("vocab.json", "merges.txt"):
@@ -85,7 +86,7 @@ def card(figures: dict, command: str) -> str:
         guidance=figures["guidance"]["best"],
         scales=", ".join(figures["guidance"]["sweep"]),
         count=figures["count"],
-        pairs=min(figures["count"], 256),
+        pairs=min(figures["count"], 128),
         command=command,
     )
 

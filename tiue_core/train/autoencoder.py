@@ -68,7 +68,8 @@ class AutoencoderTask:
     def _forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mean, log_variance = self.vae.quant_conv(self.vae.encoder(images)).chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
-        latents = mean + torch.exp(0.5 * log_variance) * noise
+        extra = self.recipe.latent_noise / self.vae.config.scaling_factor
+        latents = mean + (torch.exp(0.5 * log_variance) + extra) * noise
         return self.vae.decoder(self.vae.post_quant_conv(latents)), mean, log_variance
 
     def _batch(self, generator: torch.Generator) -> torch.Tensor:
@@ -121,15 +122,16 @@ class AutoencoderTask:
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
         vae = modules["vae"]
-        images = to_unit(render_pool(self.world, 512, self.recipe.seed + 2))
-        with torch.no_grad():
-            means = [
-                vae.encode(batch.to(self.accelerator.device)).latent_dist.mean  # type: ignore
-                for batch in images.split(32)
-            ]
-        # Stable Diffusion's convention: the UNet sees latents of unit variance.
-        vae.register_to_config(scaling_factor=float(1 / torch.cat(means).std()))  # type: ignore
+        if not self.recipe.freeze_encoder:
+            # Stable Diffusion's convention: the UNet sees latents of unit variance.
+            vae.register_to_config(scaling_factor=1 / self._deviation(vae))  # type: ignore
         vae.save_pretrained(folder)  # type: ignore[operator]
 
-
-__all__ = ["AutoencoderTask", "render_pool", "to_unit"]
+    @torch.no_grad()
+    def _deviation(self, vae: nn.Module) -> float:
+        images = to_unit(render_pool(self.world, 512, self.recipe.seed + 2))
+        means = [
+            vae.encode(batch.to(self.accelerator.device)).latent_dist.mean  # type: ignore
+            for batch in images.split(32)
+        ]
+        return float(torch.cat(means).std())
