@@ -77,6 +77,15 @@ def test_noise_depends_on_its_own_seed_alone():
         assert torch.equal(noise[i : i + 1], torch.randn(1, 4, 5, 7, generator=generator))
 
 
+def test_half_precision_files_load_as_float32_unless_asked(pipe, tmp_path):
+    pipe.to(torch.float16).save_pretrained(tmp_path / "half")
+    loaded = TiuePipeline.from_pretrained(tmp_path / "half")
+    parts = (loaded.unet, loaded.vae, loaded.text_encoder)
+    assert {part.dtype for part in parts} == {torch.float32}
+    loaded = TiuePipeline.from_pretrained(tmp_path / "half", torch_dtype=torch.float16)
+    assert {part.dtype for part in (loaded.unet, loaded.text_encoder)} == {torch.float16}
+
+
 def test_seeds(pipe):
     out = pipe(["a cat", "a dog"], seed=0, count=2, output_type="latent")
     assert isinstance(out, TiueOutput)

@@ -122,7 +122,9 @@ class TiuePipeline(
                 from .single_file import load_single_file
 
                 return load_single_file(folder, kwargs.get("base"), dtype)
-        return super().from_pretrained(str(folder), **{**reading(folder), **kwargs})
+        # float32 unless asked: transformers would keep a file's half precision, diffusers would not.
+        options = reading(folder, None if dtype else torch.float32)
+        return super().from_pretrained(str(folder), **{**options, **kwargs})
 
     def schedule(self, steps: int | None = None) -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""

@@ -11,6 +11,7 @@ import pytest
 from place import BUILT_IN, HERE, Comfy, find
 from server import Server
 
+collect_ignore = ["inside", "page"]  # run in ComfyUI's Python, by the tests beside them
 _missing: list[str] = []
 
 
@@ -34,6 +35,14 @@ def comfy() -> Comfy:
 def skipped_loudly() -> Callable[[str], NoReturn]:
     """Skip a test, and say why at the end of the run."""
     return _skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A server, a browser and minutes: `scripts/test -m slow tests/comfyui`."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 def _skip(why: str) -> NoReturn:
