@@ -122,7 +122,7 @@ class TiuePipeline(
                 from .single_file import load_single_file
 
                 return load_single_file(folder, kwargs.get("base"), dtype)
-        # float32 unless asked: transformers would keep a file's half precision, diffusers would not.
+        # float32 unless asked; transformers alone would keep the half precision of a file.
         options = reading(folder, None if dtype else torch.float32)
         return super().from_pretrained(str(folder), **{**options, **kwargs})
 

@@ -67,8 +67,10 @@ class AutoencoderRecipe(Recipe):
     )
     freeze_encoder: bool = Field(False, description="train the decoder alone")
     latent_noise: float = Field(
-        0.0, ge=0, description="noise on the latents, in units of their deviation: a decoder that "
-        "has seen it paints calmly from latents that a UNet made"
+        0.0,
+        ge=0,
+        description="noise on the latents, in units of their deviation: a decoder that "
+        "has seen it paints calmly from latents that a UNet made",
     )
     init: Path | None = None
 
