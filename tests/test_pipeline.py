@@ -12,13 +12,13 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
-from conftest import SD_SCHEDULER, TEXT_WIDTH, small_unet
 from diffusers import AutoencoderTiny, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
+from small import SD_SCHEDULER, TEXT_WIDTH, small_unet
 from test_unet import shared_encoder
 
 from tiue_core import TiueOutput, TiuePipeline, draw_noise

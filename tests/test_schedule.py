@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SD_SCHEDULER
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from small import SD_SCHEDULER
 
 from tiue_core import OneWaySchedule
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT_WIDTH, small_unet
 from diffusers import ControlNetModel, UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig
+from small import TEXT_WIDTH, small_unet
 
 from tiue_core import SplitUNet
 
