@@ -170,7 +170,7 @@ def contact_sheet(pipeline: TiuePipeline, file: Path, count: int = 32, columns: 
     world = World(Judge.load().settings["kinds"], Judge.load().settings["backgrounds"])
     prompts = [scene.caption for scene in world.scenes(count, PROMPT_SEED + 1)]
     images = pipeline(prompts, seed=0, batch_size=BATCH).images
-    width, height = images[0].width + 8, images[0].height + 40
+    width, height = images[0].width + 8, images[0].height + 52
     sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):

@@ -66,7 +66,8 @@ The teacher runs 50 DDIM steps at guidance {guidance}, its best of {scales}. {co
 of one thing each (two things: {pairs}); FID and the four others (k = 5) are taken between the
 judge's features of the pictures and of {count} freshly drawn scenes, so they compare systems in
 this table and nothing else. A thing is right if the judge finds it the likeliest of all. `one-step`
-is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same prompts and updates.
+is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same prompts and updates. All
+paint through the same autoencoder.
 
 Made by: `{command}`
 """
@@ -104,6 +105,9 @@ if __name__ == "__main__":
         from ..evaluate.command import table
 
         figures = json.loads(Path(sys.argv[2]).read_text())
-        command = "tiue evaluate stickers one-step=runs/stickers/one-step/result"
+        command = (
+            "tiue evaluate stickers one-step=runs/stickers/one-step/result "
+            f"--count {figures['count']}"
+        )
         (HERE / "student" / "README.md").write_text(card(figures, command), encoding="utf-8")
         insert(HERE.parent.parent / "README.md", table(figures))
