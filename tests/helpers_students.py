@@ -10,19 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from small import SD_SCHEDULER
 
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-}
+_SCHEDULER = {"_class_name": "DDIMScheduler", **SD_SCHEDULER}
 
 
 def make_student(

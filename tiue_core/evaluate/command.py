@@ -47,13 +47,14 @@ def register(app: typer.Typer) -> None:
         for student in students or ["stickers"]:
             name, _, source = student.partition("=")
             pipelines[name] = TiuePipeline.from_pretrained(source or name)
+        judge = Judge.load()
         first = next(iter(pipelines.values()))
         for pipeline in pipelines.values():  # students are compared, not the decoders they bring
             pipeline.vae = first.vae
         result = report(
             pipelines,
             None if teacher == "none" else TiuePipeline.from_pretrained(teacher),
-            Judge.load(),
+            judge,
             count=count,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
@@ -61,7 +62,7 @@ def register(app: typer.Typer) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if sheet:
-            contact_sheet(first, sheet)
+            contact_sheet(first, judge, sheet)
         print(json.dumps(result) if json_output else table(result))
 
 

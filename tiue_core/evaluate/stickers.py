@@ -161,13 +161,15 @@ def report(
     return result
 
 
-def contact_sheet(pipeline: TiuePipeline, file: Path, count: int = 32, columns: int = 8) -> None:
+def contact_sheet(
+    pipeline: TiuePipeline, judge: Judge, file: Path, count: int = 32, columns: int = 8
+) -> None:
     """``count`` fresh prompts, a picture each with its words under it."""
     import textwrap
 
     from PIL import Image, ImageDraw
 
-    world = World(Judge.load().settings["kinds"], Judge.load().settings["backgrounds"])
+    world = World(judge.settings["kinds"], judge.settings["backgrounds"])
     prompts = [scene.caption for scene in world.scenes(count, PROMPT_SEED + 1)]
     images = pipeline(prompts, seed=0, batch_size=BATCH).images
     width, height = images[0].width + 8, images[0].height + 52

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..stickers.world import World
 from .grids import grid
-from .loop import descend
+from .loop import adam, descend
 from .recipe import AutoencoderRecipe
 
 logger = logging.getLogger("tiue.train")
@@ -51,14 +51,7 @@ class AutoencoderTask:
             self.vae.quant_conv.requires_grad_(False)
         self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
         learned = [p for p in self.vae.parameters() if p.requires_grad]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "vae": torch.optim.AdamW(
-                learned,
-                recipe.learning_rate,
-                betas=recipe.betas,
-                weight_decay=recipe.weight_decay,
-            )
-        }
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": adam(recipe, learned)}
         self.pool = render_pool(self.world, recipe.pool, recipe.seed)
 
     def prepare(self, accelerator: Accelerator) -> None:

@@ -18,7 +18,6 @@ import random
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +33,7 @@ from ..stickers.world import World
 from ..unet import SplitUNet
 from .diffusion import Noising, guided, tokenize
 from .grids import grid
-from .loop import descend
+from .loop import adam, descend
 from .recipe import DistillRecipe
 
 WORLD_PROMPTS = 20_000
@@ -74,12 +73,9 @@ class DistillTask:
             student.enable_gradient_checkpointing()
             self.teacher.enable_gradient_checkpointing()
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
-        settings: dict[str, Any] = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": torch.optim.AdamW(student.parameters(), recipe.learning_rate, **settings),
-            "lora_teacher": torch.optim.AdamW(
-                _learned(self.teacher), recipe.lora_learning_rate, **settings
-            ),
+            "student": adam(recipe, student.parameters()),
+            "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
 
     def prepare(self, accelerator: Accelerator) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..stickers.judge import Judge, labels, right
 from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
-from .loop import descend
+from .loop import adam, descend
 from .recipe import JudgeRecipe
 
 logger = logging.getLogger("tiue.train")
@@ -31,9 +31,7 @@ class JudgeTask:
         self.judge = Judge(recipe.world.kinds, recipe.world.backgrounds, recipe.channels)
         self.modules: Mapping[str, nn.Module] = {"judge": self.judge}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "judge": torch.optim.AdamW(
-                self.judge.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-            )
+            "judge": adam(recipe, self.judge.parameters())
         }
         self.pool = render_pool(self.world, recipe.pool, recipe.seed)
         self.pool = F.interpolate(self.pool.float(), (64, 64), mode="area").round().byte()

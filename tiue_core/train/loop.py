@@ -10,7 +10,7 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,18 @@ def generator_for(recipe: Recipe, step: int, process: int = 0) -> torch.Generato
     """The generator of one update: its state depends on nothing that happened before."""
     seed = (recipe.seed * 1_000_003 + step) * 1_009 + process
     return torch.Generator().manual_seed(seed)
+
+
+def adam(
+    recipe: Recipe, parameters: Iterable[nn.Parameter], learning_rate: float | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's AdamW over what learns; without weight decay it is the authors' Adam."""
+    return torch.optim.AdamW(
+        parameters,
+        learning_rate or recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+    )
 
 
 def descend(

@@ -23,7 +23,7 @@ from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
 from .diffusion import Noising, guided_ddim, tokenize
 from .grids import grid
-from .loop import descend
+from .loop import adam, descend
 from .recipe import TeacherRecipe
 
 logger = logging.getLogger("tiue.train")
@@ -73,14 +73,7 @@ class TeacherTask:
             "text_encoder": self.text_encoder,
         }
         learned = [p for module in self.modules.values() for p in module.parameters()]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "teacher": torch.optim.AdamW(
-                learned,
-                recipe.learning_rate,
-                betas=recipe.betas,
-                weight_decay=recipe.weight_decay,
-            )
-        }
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(recipe, learned)}
         self.scheduler = DDIMScheduler(**SCHEDULER)
         self.captions = [s.caption for s in self.world.scenes(recipe.pool, recipe.seed)]
         self.tokens = tokenize(self.tokenizer, self.captions)
