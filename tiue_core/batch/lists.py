@@ -68,14 +68,18 @@ def read_list(path: Path, *, kind: str | None = None, encoding: str | None = Non
         raise TiueError(f"no encoding '{encoding}': try utf-8, utf-16 or cp1252") from None
 
     def rows() -> Rows:
+        line = 0
         try:
             # surrogateescape keeps undecodable bytes visible, so that one bad row stays one
             with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
-                yield from read_rows(file, kind, path.name)
+                for row in read_rows(file, kind, path.name):
+                    line = row.line
+                    yield row
         except OSError as error:
             raise _no_file(path, error) from None
         except UnicodeError:  # codecs that know no escape
-            raise TiueError(f"{path} is not {encoding}: save it as UTF-8") from None
+            why = f"the list is not {encoding} from here on: save it as UTF-8"
+            yield BadRow(path.name, line + 1, "", why)
 
     return rows()
 
@@ -151,7 +155,7 @@ def _options(text: str) -> dict[str, Any]:
     except ValueError:
         raise _Unreadable("a quote is not closed: close it, or leave it out") from None
     row: dict[str, Any] = {"prompt": prompt.strip()} if prompt.strip() else {}
-    name = ""
+    name = "prompt"
     for word in words:
         if word.startswith("--") and (len(word) > 2):
             name = known_name(word[2:])
@@ -162,7 +166,7 @@ def _options(text: str) -> dict[str, Any]:
                 raise _Unreadable("the option is there twice: keep one of them", name)
             row[name] = ""
         else:
-            row[name] = f"{row[name]} {word}".strip()
+            row[name] = f"{row.get(name, '')} {word}".strip()
     return {name: value for name, value in row.items() if name not in FOREIGN}
 
 

@@ -52,7 +52,10 @@ def _page(folder: Path, strips: list[list[dict[str, Any]]]) -> Any:
     for i, strip in enumerate(strips):
         left, top = GAP + i % across * wide, GAP + i // across * (CELL + GAP)
         seeds = f"seed {strip[0].get('seed')}" + (" ..." if len(strip) > 1 else "")
-        lines = [*_wrapped(draw, font, str(strip[0].get("prompt", ""))), seeds]
+        lines = [
+            *_wrapped(draw, font, str(strip[0].get("template") or strip[0].get("prompt", ""))),
+            seeds,
+        ]
         draw.multiline_text((left, top), "\n".join(lines), fill="#222", font=font, spacing=3)
         for k, record in enumerate(strip):
             place = (left + CAPTION + k * (CELL + GAP), top)
