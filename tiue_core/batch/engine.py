@@ -23,7 +23,7 @@ from ..files import write_atomically
 from ..images import read_metadata
 from .formats import SUFFIXES, encode
 from .jobs import Job
-from .manifest import Manifest, State
+from .manifest import Manifest, State, check_there
 from .paint import record_of
 from .schema import BadRow
 
@@ -223,8 +223,7 @@ def save(folder: Path, file: str, suffix: str, data: bytes, job: str) -> Path:
     Raises:
         TiueError: the folder is gone, the disk is full, or a link leads out of the folder.
     """
-    if not folder.is_dir():
-        raise TiueError(f"{folder} is gone: bring it back and run again, it goes on from there")
+    check_there(folder)
     name = PurePosixPath(file)
     for stem in (name.name, f"{name.name}_{job[:8]}", f"{name.name}_{job}"):
         path = folder / name.parent / (stem + suffix)
