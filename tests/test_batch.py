@@ -177,7 +177,7 @@ def test_a_list_that_changed(plan: Plan, out: Path) -> None:
     text = LIST.replace("a dog,2,32,1\n", "a new one,,,1\n")
     plan.source.write_text(text)  # type: ignore[union-attr]
     studio = helpers.studio()
-    run, results = make(plan, out, studio=studio)
+    _, results = make(plan, out, studio=studio)
     assert kinds(results) == ["made"] + ["there"] * 6
     assert studio.painter.batches == [["a new one"]]  # type: ignore[attr-defined]
     assert "list.csv or its options changed" in studio.notes[0]
@@ -408,7 +408,7 @@ def test_ctrl_c_stops_after_the_batch(
         return paint(self, jobs)
 
     monkeypatch.setattr(helpers.PlainPainter, "paint", pressed)
-    status, _, err = tiue(plan.source, "--out", out)
+    status, _, err = tiue(plan.source, "--out", out, "--batch-size", "2")
     assert threading.current_thread() is threading.main_thread()
     assert status == 130 and "stopping after this batch" in err and "run again to go on" in err
     assert len(pictures(out)) == len(records(out)) == 4

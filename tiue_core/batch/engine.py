@@ -231,6 +231,9 @@ def save(folder: Path, file: str, suffix: str, data: bytes, job: str) -> Path:
             raise TiueError(f"{path.parent} leads out of {folder}: remove that link")
         try:
             write_atomically(path, data, overwrite=False)
+        except TiueError:
+            check_there(folder)
+            raise
         except FileExistsError:
             if not same_picture(path, data, job):
                 continue  # somebody else's: it stays
