@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -247,14 +246,18 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         os.system(f"umount {disk}")
 
 
-def test_a_folder_that_goes_away(plan: Plan, out: Path) -> None:
+def test_a_folder_that_goes_away(plan: Plan, out: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(TiueError, match="is gone: bring it back"),
         helpers.studio().run(plan, out) as run,
     ):
         for _ in run:
-            shutil.rmtree(out, ignore_errors=True)
+            if out.exists():
+                out.rename(tmp_path / "unplugged")
     assert not out.exists()
+    (tmp_path / "unplugged").rename(out)
+    make(plan, out)
+    assert len(pictures(out)) == 7
 
 
 def test_links_that_lead_out(tmp_path: Path, out: Path) -> None:
