@@ -132,7 +132,7 @@ class PromptList(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str, folder: str, **_: Any) -> object:
         """What changes when the list does, and when pictures were saved."""
-        return tickets.stamps(file, folder)
+        return tickets.stamp(file, folder)
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:

@@ -71,16 +71,15 @@ def wrong(file: str, kind: str, folder: str, names: str) -> str | None:
     return None
 
 
-def stamps(file: str, folder: str) -> list[Any]:
-    """Sizes and times of the list, the wildcard files and the manifest."""
+def stamp(file: str, folder: str) -> str:
+    """Of sizes and times of the list, the wildcard files and the manifest."""
     root = Path(folder_paths.get_input_directory())
     paths = [*sorted((root / WILDCARDS).rglob("*")), _home(folder) / "manifest.jsonl"]
     paths += [root / file] if file != TYPED else []
-    return [
-        (str(path), path.stat().st_mtime_ns, path.stat().st_size)
-        for path in paths
-        if path.is_file()
-    ]
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
+    facts = [(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
+    # ComfyUI keeps this in the pictures' metadata, where paths of this machine have no place.
+    return hashlib.sha256(repr(facts).encode("utf-8", "replace")).hexdigest()
 
 
 def check(text: str, kind: str, combinations: bool) -> dict[str, Any]:

@@ -112,7 +112,10 @@ def test_metadata(server: Server, prompt: Prompt, folder: Path, kind: str) -> No
                 "prompt": json.loads(exif[0x0110].removeprefix("prompt:")),
                 "workflow": json.loads(exif[0x010F].removeprefix("workflow:")),
             }
+    for node in kept["prompt"].values():
+        node.pop("is_changed", None)  # ComfyUI's own note
     assert kept == {"prompt": prompt, "workflow": workflow}
+    assert str(server.base).encode() not in path.read_bytes()
     assert ParserManager().parse(path) is not None
 
 
