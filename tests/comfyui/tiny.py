@@ -151,7 +151,6 @@ def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:
     ComfyUI's loader wants whole multiples of the first width, and takes heads to be 64 wide.
     """
     from diffusers import ControlNetModel
-    from safetensors.torch import save_file
 
     torch.manual_seed(seed)
     widths, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
@@ -168,17 +167,27 @@ def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:
     for module in (*model.controlnet_down_blocks, model.controlnet_mid_block):
         torch.nn.init.normal_(module.weight, std=0.1)
     torch.nn.init.normal_(model.controlnet_cond_embedding.conv_out.weight, std=0.1)
-    names = [(re.compile(f"^{theirs}"), ours) for theirs, ours in _controlnet_names(layers, widths)]
-    tensors = {}
+    save_controlnet(file, model)
+    return model
+
+
+def save_controlnet(file: Path, model: Any, lora: bool = False) -> None:
+    """A diffusers ControlNet in ControlNet's own naming; as a Control-LoRA, of any shape."""
+    from safetensors.torch import save_file
+
+    widths, layers = model.config.block_out_channels, model.config.layers_per_block
+    names = [
+        (re.compile(f"^{theirs}"), ours) for theirs, ours in _controlnet_names(layers, len(widths))
+    ]
+    tensors = {"lora_controlnet": torch.tensor([])} if lora else {}
     for key, value in model.state_dict().items():
         for pattern, ours in names:
             key = pattern.sub(ours, key)
         tensors[key] = value.contiguous()
     save_file(tensors, file)
-    return model
 
 
-def _controlnet_names(layers: int, widths: list[int]) -> list[tuple[str, str]]:
+def _controlnet_names(layers: int, levels: int) -> list[tuple[str, str]]:
     """Rewrites of key prefixes, diffusers to ControlNet's own, applied in turn."""
     rules = [
         (r"time_embedding\.linear_1", "time_embed.0"),
@@ -195,7 +204,7 @@ def _controlnet_names(layers: int, widths: list[int]) -> list[tuple[str, str]]:
     for i in range(6):
         old = rf"controlnet_cond_embedding\.blocks\.{i}\."
         rules.append((old, f"input_hint_block.{2 * (i + 1)}."))
-    for level in range(len(widths)):
+    for level in range(levels):
         first = 1 + level * (layers + 1)
         block = rf"down_blocks\.{level}\."
         for i in range(layers):
