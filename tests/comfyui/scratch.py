@@ -26,6 +26,7 @@ def fill(models: Path, student: Path) -> None:
     )
     lora = models / "loras" / "your-lora.safetensors"
     tiny.lora(lora, parts.unet, parts.text_encoder)
+    tiny.student(models / "tiue" / "inpainting", in_channels=9)
     # ComfyUI's ControlNet loader wants widths that are whole multiples of the first, and of 64.
     wide = tiny.student(models / "tiue" / "wide", block_out_channels=(64, 128, 192))
     config = json.loads((wide / "unet" / "config.json").read_text())

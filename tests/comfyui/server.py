@@ -37,9 +37,8 @@ class Run:
 
     @property
     def executed(self) -> set[str]:
-        """Class names of the nodes that ran, rather than came from the cache."""
-        cached = set(self.messages.get("execution_cached", {}).get("nodes", ()))
-        return {node["class_type"] for key, node in self.prompt.items() if key not in cached}
+        """Ids of the nodes that ran, rather than came from the cache."""
+        return set(self.prompt) - set(self.messages.get("execution_cached", {}).get("nodes", ()))
 
     @property
     def images(self) -> list[dict[str, str]]:

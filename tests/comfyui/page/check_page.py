@@ -22,8 +22,15 @@ READY = (
     "window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 50"
 )
 
-# Without these the first visit opens a dialog over the graph.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+SETTINGS = {
+    # Without these the first visit opens a dialog over the graph.
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    # As they are by default. On a first visit the page of 0.3.64 sets them before it knows them,
+    # and stumbles over that; this is no error of the pack's.
+    "Comfy.Canvas.LeftMouseClickBehavior": "panning",
+    "Comfy.Canvas.MouseWheelScroll": "zoom",
+}
 
 # The page's own messages, kept so that a test can wait for one that may have come already.
 LISTEN = """() => {
