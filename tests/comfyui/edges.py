@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tiue_core import SplitUNet, TiuePipeline, draw_noise
 
-PICTURES, BATCH, UPDATES = 384, 8, 500
+PICTURES, BATCH, UPDATES = 256, 8, 400
 STRENGTH = 1.0
 
 

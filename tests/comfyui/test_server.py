@@ -41,9 +41,8 @@ def info(server: Server) -> dict[str, Any]:
 def shipped(info: dict[str, Any], name: str) -> Prompt:
     """A workflow of the pack as a prompt, with a student that is here."""
     prompt = to_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text()), info)
-    built_in = "stickers" if BUILT_IN.is_dir() else "tiue/student"
     for loader in nodes_of(prompt, "TiUELoadStudent"):
-        loader["student"] = "tiue/wide" if name == "controlnet" else built_in
+        loader["student"] = "stickers" if BUILT_IN.is_dir() else "tiue/student"
     return prompt
 
 
@@ -208,7 +207,7 @@ def to_a_picture(prompt: Prompt) -> None:
 def to_another_model(prompt: Prompt) -> None:
     prompt["99"] = {
         "class_type": "TiUELoadStudent",
-        "inputs": {**prompt["1"]["inputs"], "student": "tiue/wide"},
+        "inputs": {**prompt["1"]["inputs"], "student": "tiue/other"},
     }
     prompt["6"]["inputs"]["model"] = ["99", 0]
 

@@ -164,11 +164,30 @@ def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:
         use_linear_projection=unet.get("use_linear_projection", False),
         conditioning_embedding_out_channels=(16, 32, 96, 256),
     )
-    for module in (*model.controlnet_down_blocks, model.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(model.controlnet_cond_embedding.conv_out.weight, std=0.1)
+    _awake(model)
     save_controlnet(file, model)
     return model
+
+
+def control_lora(file: Path, unet: Any, seed: int = 2) -> Any:
+    """A ControlNet of a diffusers UNet's own shape, and a file of it as a Control-LoRA.
+
+    ComfyUI builds that kind from the MODEL, so it may have any shape.
+    """
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(seed)
+    model = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 96, 256))
+    _awake(model)
+    save_controlnet(file, model, lora=True)
+    return model
+
+
+def _awake(controlnet: Any) -> None:
+    """Fill the layers that are zero before training, without which it does nothing."""
+    for module in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+        torch.nn.init.normal_(module.weight, std=0.1)
+    torch.nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.1)
 
 
 def save_controlnet(file: Path, model: Any, lora: bool = False) -> None:

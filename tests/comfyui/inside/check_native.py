@@ -78,16 +78,32 @@ def test_low_vram(student, nodes, lora, low_vram):
     assert student.difference(out["samples"], student.reference(PROMPT, 3)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_controlnet(tmp_path, nodes, guidance):
-    """A ControlNet through ComfyUI's own loader, against diffusers' residuals in SplitUNet."""
-    from tiue_pack.tiue_core import SplitUNet, draw_noise
-
+@pytest.fixture
+def wide(tmp_path):
+    """A student for whose widths ComfyUI's loader takes an ordinary ControlNet; and one."""
     with torch.inference_mode(False):
         widths = {"block_out_channels": (64, 128, 192)}
         made = Student(tiny.student(tmp_path / "student", **widths))
         file = tmp_path / "controlnet.safetensors"
-        theirs = tiny.controlnet(file, {**tiny.UNET, **widths})
+        return made, file, tiny.controlnet(file, {**tiny.UNET, **widths})
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_controlnet(nodes, wide, guidance):
+    compare_with_controlnet(nodes, *wide, guidance)
+
+
+def test_control_lora(nodes, student, tmp_path):
+    file = tmp_path / "control-lora.safetensors"
+    with torch.inference_mode(False):
+        theirs = tiny.control_lora(file, student.pipe.unet)
+    compare_with_controlnet(nodes, student, file, theirs, 1.0)
+
+
+def compare_with_controlnet(nodes, made, file, theirs, guidance):
+    """A ControlNet through ComfyUI's own loader, against diffusers' residuals in SplitUNet."""
+    from tiue_pack.tiue_core import SplitUNet, draw_noise
+
     ours = comfy.controlnet.load_controlnet(str(file), model_options={"dtype": torch.float32})
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(4))
     positive, negative = made.condition(PROMPT), made.condition("")
