@@ -27,6 +27,7 @@ def fill(models: Path, student: Path) -> None:
     tiny.lora(lora, parts.unet, parts.text_encoder)
     tiny.control_lora(models / "controlnet" / "your-controlnet.safetensors", parts.unet)
     tiny.student(models / "tiue" / "other", seed=1)
+    tiny.student(models.parent / "elsewhere" / "mine", seed=3)  # as extra_model_paths.yaml says
     tiny.student(models / "tiue" / "inpainting", in_channels=9)
 
 

@@ -59,6 +59,7 @@ def test_all_nodes_are_there_with_tooltips_and_help(server: Server, info: dict[s
     for name in sorted(NODES):
         node = info[name]
         assert node["description"] and node["display_name"] and node["category"] == "TiUE"
+        assert node.get("search_aliases", "0.3 has none")
         for kind in ("required", "optional"):
             for key, spec in node["input"].get(kind, {}).items():
                 assert len(spec) > 1 and spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
@@ -118,6 +119,11 @@ def depending_on(some: set[str], prompt: Prompt) -> set[str]:
         if more <= reached:
             return reached
         reached |= more
+
+
+def test_a_student_of_extra_model_paths(server: Server, prompt: Prompt) -> None:
+    nodes_of(prompt, "TiUELoadStudent")[0]["student"] = "tiue/mine"
+    assert server.run(prompt).status == "success"
 
 
 def test_a_batch_is_its_pictures(server: Server, prompt: Prompt) -> None:

@@ -15,6 +15,7 @@ import comfy.utils  # isort: skip
 import nodes as stock  # isort: skip
 
 PROMPT = "a dog on a blue background"
+HINT = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(4))
 
 
 @pytest.fixture
@@ -100,15 +101,29 @@ def test_control_lora(nodes, student, tmp_path):
     compare_with_controlnet(nodes, student, file, theirs, 1.0)
 
 
+@pytest.mark.parametrize("start, end, on", [(0.24, 0.26, True), (0.26, 1, False), (0, 0.24, False)])
+def test_a_controlnet_acts_at_the_one_noise_level(nodes, student, tmp_path, start, end, on):
+    """As the help page says: it is off where its percentages leave out 0.249."""
+    file = tmp_path / "control-lora.safetensors"
+    with torch.inference_mode(False):
+        tiny.control_lora(file, student.pipe.unet)
+    control = comfy.controlnet.load_controlnet(str(file))
+    positive, _ = stock.ControlNetApplyAdvanced().apply_controlnet(
+        student.condition(PROMPT), student.condition(""), control, HINT, 0.7, start, end
+    )
+    out = nodes.OnePassSampler(student.model, positive, student.latent(), 5)["samples"]
+    moved = student.distance(out, student.reference(PROMPT, 5))
+    assert moved > 100 * TOLERANCE if on else moved <= TOLERANCE
+
+
 def compare_with_controlnet(nodes, made, file, theirs, guidance):
     """A ControlNet through ComfyUI's own loader, against diffusers' residuals in SplitUNet."""
     from tiue_pack.tiue_core import SplitUNet, draw_noise
 
     ours = comfy.controlnet.load_controlnet(str(file), model_options={"dtype": torch.float32})
-    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(4))
     positive, negative = made.condition(PROMPT), made.condition("")
     positive, negative = stock.ControlNetApplyAdvanced().apply_controlnet(
-        positive, negative, ours, hint, 0.7, 0.0, 1.0
+        positive, negative, ours, HINT, 0.7, 0.0, 1.0
     )
     out = nodes.OnePassSampler(
         made.model, positive, made.latent(2), 5, guidance=guidance, negative=negative
@@ -121,7 +136,7 @@ def compare_with_controlnet(nodes, made, file, theirs, guidance):
         embeds = made.pipe.encode_prompt([prompt]).expand(2, -1, -1)
         t = schedule.timesteps[0]
         down, mid = theirs(
-            noise, t, embeds, hint.movedim(-1, 1).expand(2, -1, -1, -1), 0.7, return_dict=False
+            noise, t, embeds, HINT.movedim(-1, 1).expand(2, -1, -1, -1), 0.7, return_dict=False
         )
         features = unet.encode(
             noise,

@@ -3,12 +3,14 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from harness import Student
 
+import comfy.model_management as memory  # isort: skip
 import nodes as stock  # isort: skip
 from comfy_extras.nodes_custom_sampler import BasicGuider, SamplerCustomAdvanced  # isort: skip
 
@@ -227,8 +229,8 @@ def test_image_that_is_not_in_the_batch(nodes, student, positive):
 
 
 @pytest.fixture
-def in_models(student, tmp_path, monkeypatch):
-    """A copy of the student in a folder that extra_model_paths.yaml might have added."""
+def in_models(student, tmp_path):
+    """A copy of the student in a model folder of its own."""
     import folder_paths
 
     target = tmp_path / "extra" / "mine"
@@ -288,7 +290,59 @@ def test_licence_is_asked_for(nodes, monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "cached", lambda *_: None)
     monkeypatch.setattr(
-        hub, "download", lambda hub_id, revision, accept, terms: accept(terms) and tmp_path
+        hub, "download", lambda hub_id, revision, accept, terms, bar: accept(terms) and tmp_path
     )
     with refused("CC BY-NC 4.0.*Switch accept_licence on"):
         nodes.LoadStudent("loopfree-sd1.5")
+
+
+@pytest.fixture
+def small_hub(student, tmp_path, monkeypatch):
+    """A hub that hands out the student in two halves, and what the node shows of that."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    import comfy.utils  # isort: skip
+
+    shown = []
+    names = [str(p.relative_to(student.folder)) for p in student.folder.rglob("*") if p.is_file()]
+
+    def model_info(self, *_, **__):
+        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        return SimpleNamespace(sha="1" * 40, siblings=siblings, card_data=None)
+
+    def snapshot_download(hub_id, *, revision, allow_patterns, tqdm_class):
+        with tqdm_class(total=200, unit="B", desc="Downloading bytes") as bar:
+            bar.update(100)
+            bar.update(100)
+        target = tmp_path / revision
+        for name in allow_patterns:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(student.folder / name, target / name)
+        return str(target)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    hook = lambda value, total, *_, **__: shown.append((value, total))  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    return shown
+
+
+def test_a_download_shows_its_progress_and_is_pinned(nodes, small_hub, tmp_path):
+    model, _, _ = nodes.LoadStudent("loopfree-sd1.5", accept_licence=True)
+    assert model is not None
+    assert small_hub == [(100, 200), (200, 200)]
+    assert "1" * 40 in (tmp_path / "tiue-students.json").read_text()
+
+
+def test_a_download_can_be_interrupted(nodes, small_hub, monkeypatch):
+    import comfy.utils
+
+    def interrupted(*_, **__):
+        raise memory.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", interrupted)
+    with pytest.raises(memory.InterruptProcessingException):
+        nodes.LoadStudent("loopfree-sd1.5", accept_licence=True)
