@@ -183,19 +183,23 @@ class OneWaySchedule:
 
         Args:
             noise: (B, C, H, W), what the encoder was given.
-            predictions: (K, B, C, H, W), in the order of ``timesteps``.
+            predictions: (K, B, C, H, W), in the order of ``timesteps``; or their sum, weighted by
+                ``weights`` already, (B, C, H, W).
 
         Returns:
             (B, C, H, W) in the wider of the two dtypes, and never narrower than float32: E_t spans
             two orders of magnitude, half precision would drop the last steps.
         """
-        if predictions.shape != (len(self), *noise.shape):
+        summed = predictions.shape == noise.shape
+        if not summed and predictions.shape != (len(self), *noise.shape):
             raise ValueError(
                 f"predictions of shape {tuple(predictions.shape)} do not fit {len(self)} timesteps "
                 f"and noise of shape {tuple(noise.shape)}: give (K, B, C, H, W)"
             )
         dtype = torch.promote_types(noise.dtype, predictions.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
+        if summed:
+            return self.signal * noise.to(dtype) + predictions.to(dtype)
         # A product and a sum, not a matmul: autocast and TF32 would round a matmul.
         weights = self.weights.to(dtype).to(noise.device).view(-1, *[1] * noise.ndim)
         return self.signal * noise.to(dtype) + (weights * predictions.to(dtype)).sum(0)
