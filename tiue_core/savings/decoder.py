@@ -71,8 +71,6 @@ class Decoder(nn.Module):
         levels = []
         for block in unet.up_blocks:
             untouched(block, (UpBlock2D, CrossAttnUpBlock2D))
-            if getattr(block, "b1", None):
-                raise NotUnderstoodError("FreeU")
             resnets, transformers, upsamplers = [], [], []
             for resnet in block.resnets:
                 resnets.append(made("skips", Resnet, PlainResnet, resnet, h))
@@ -83,6 +81,7 @@ class Decoder(nn.Module):
                 upsamplers.append(made("upsampling", Upsampler, PlainUpsampler, upsampler))
             levels.append(Level(resnets, transformers, upsamplers))
         self.levels = nn.ModuleList(levels)
+        self.blocks = tuple(unet.up_blocks)  # read, not called
         self.output = made("output", Output, PlainOutput, unet)
 
     def table(self, temb: Tensor) -> list[Tensor]:
@@ -107,7 +106,7 @@ class Decoder(nn.Module):
     def state(self) -> tuple:
         """Changes whenever what the parts were made of has changed."""
         watched = [module for part in self.parts() for module in part.watched()]
-        return tuple(state_of(module) for module in watched)
+        return tuple(state_of(module) for module in (*self.blocks, *watched))
 
     def parts(self) -> list[Any]:
         return [part for part in self.modules() if hasattr(part, "watched")]

@@ -55,7 +55,8 @@ def state_of(layer: Any) -> tuple:
         version = 0 if tensor.is_inference() else tensor._version
         state.append((tensor.data_ptr(), version, tensor.dtype, tensor.stride()))
     if adapted:
-        state += [tuple(_active(layer)), tuple(layer.scaling.items())]
+        state += [tuple(_active(layer)), tuple(layer.merged_adapters)]
+        state += layer.scaling.items()
     return tuple(state)
 
 

@@ -207,9 +207,11 @@ class Upsampler(PlainUpsampler):
         untouched(upsample, Upsample2D)
         if upsample.norm is not None or upsample.use_conv_transpose or not upsample.interpolate:
             raise NotUnderstoodError("an upsampler unlike Stable Diffusion's")
-        if not upsample.use_conv or upsample.conv.kernel_size != (3, 3):
+        if not upsample.use_conv or upsample.name != "conv":
             raise NotUnderstoodError("an upsampler unlike Stable Diffusion's")
         weight, bias = weight_of(upsample.conv)
+        if weight.shape[2:] != (3, 3):
+            raise NotUnderstoodError("an upsampler unlike Stable Diffusion's")
         self.bias = None if bias is None else bias.repeat(4)
         taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
         taps = taps.to(weight.device)  # (parity, tap, kernel)

@@ -126,6 +126,8 @@ class ThriftyUNet(SplitUNet):
             return "with class or added embeddings"
         if config.get("encoder_hid_dim_type") or config.get("num_class_embeds"):
             return "with class or added embeddings"
+        if any(getattr(block, "b1", None) for block in self.unet.up_blocks):
+            return "with FreeU"
         if hasattr(self.unet, "_hf_hook") or getattr(self.unet, "_diffusers_hook", None):
             return "offloaded"
         return None
