@@ -56,6 +56,8 @@ def register(app: typer.Typer) -> None:
         except ValueError:
             raise TiueError(f"--batches is {batches}: give numbers, such as 1,4,16") from None
 
+        import os
+
         import torch
 
         from ..students import device_of, dtype_of
@@ -64,8 +66,7 @@ def register(app: typer.Typer) -> None:
         from .table import draw, table
 
         quiet_libraries()
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
         place = device_of(device)
         made = Bench(shape, size, place, dtype_of(dtype, place), layout)
         unknown = set(chosen) - {system.name for system in made.systems()}
