@@ -5,6 +5,8 @@ Writes through ``tensor.data`` leave no mark: who does that makes a new ``Thrift
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,18 @@ class NotUnderstoodError(Exception):
 
 class Transparent:
     """Base of what may stand in for a module's forward because it computes the same."""
+
+    enabled = True  # of all of them; see `as_written`
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within, every stand-in steps aside and layers run as their authors wrote them."""
+    Transparent.enabled = False
+    try:
+        yield
+    finally:
+        Transparent.enabled = True
 
 
 class Conv(nn.Module):
