@@ -40,7 +40,7 @@ from tiue_pack.nodes import folders  # noqa: E402
 from tiue_pack.nodes.native import loading  # noqa: E402
 from tiue_pack.tiue_core.pipeline import TiuePipeline  # noqa: E402
 
-__all__ = ["TOLERANCE", "Student", "called", "differences", "tiny"]
+__all__ = ["TOLERANCE", "Student", "called", "differences", "loading", "tiny"]
 folders.register()
 
 
