@@ -80,5 +80,27 @@ def chunk_input() -> io.Int.Input:
     )
 
 
+SPEEDS = ("plain", "exact", "fast")
+
+
+def speed_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "speed",
+        options=list(SPEEDS),
+        default="plain",
+        optional=True,
+        tooltip="plain: ComfyUI's own blocks as they are. exact: the same picture, with what the "
+        "decoders have in common computed once. fast: also without the decoders that hardly "
+        "count, three for four.",
+    )
+
+
+def check_speed(speed: str) -> str:
+    """ComfyUI 0.3 does not check a choice by itself."""
+    if speed not in SPEEDS:
+        raise ValueError(f"speed is {speed!r}: choose one of {', '.join(SPEEDS)}")
+    return speed
+
+
 def latent_output() -> io.Latent.Output:
     return io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")

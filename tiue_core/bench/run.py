@@ -87,6 +87,9 @@ def bench(
         "matmul_gflops": measured.matmul / 1e9,
         "copy_gbytes": measured.copy / 1e9,
         **{key: ratios(seconds, base) for key, base in BASELINES.items() if base in rows},
+        "cpu_seconds": {
+            key: ratios(seconds, base, used) for key, base in BASELINES.items() if base in rows
+        },
         "systems": rows,
         "images_per_second": per_second,
         "left_plain": sorted(made.thrifty.without),
@@ -149,16 +152,22 @@ def summary(seconds: Seconds, system: System) -> dict[str, Any]:
     }
 
 
-def ratios(seconds: Seconds, base: str) -> dict[str, float]:
+def elapsed(one: dict[str, float]) -> float:
+    """Seconds of the UNet part."""
+    return one["encoder"] + one["decoders"]
+
+
+def used(one: dict[str, float]) -> float:
+    """CPU seconds of the UNet part, which other work on the machine lengthens less."""
+    return one["cpu"]
+
+
+def ratios(
+    seconds: Seconds, base: str, of: Callable[[dict[str, float]], float] = elapsed
+) -> dict[str, float]:
     """Ours over a baseline, for the UNet part: medians of the ratios within each round."""
-
-    def unet(one: dict[str, float]) -> float:
-        return one["encoder"] + one["decoders"]
-
     return {
-        name: _median(
-            [unet(a) / unet(b) for a, b in zip(seconds[name], seconds[base], strict=True)]
-        )
+        name: _median([of(a) / of(b) for a, b in zip(seconds[name], seconds[base], strict=True)])
         for name in OURS
         if seconds.get(name)
     }

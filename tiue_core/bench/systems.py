@@ -25,16 +25,17 @@ KEY_STEPS = 9  # of FasterDiffusion's 50, those that run the encoder: 0 1 2 3 5 
 
 
 class Stages:
-    """Seconds by stage, as often as it is entered."""
+    """Seconds by stage, as often as it is entered; and the process's CPU seconds, "cpu"."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, defaultdict[str, float](float)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        started = self._now()
+        started, used = self._now(), time.process_time()
         yield
         self.seconds[name] += self._now() - started
+        self.seconds["cpu"] += time.process_time() - used
 
     def _now(self) -> float:
         if self.device.type == "cuda":

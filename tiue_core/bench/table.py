@@ -41,8 +41,10 @@ def table(result: dict[str, Any]) -> str:
     lines.append("")
     for key, title in titles.items():
         if result.get(key):
-            each = ", ".join(f"{name} {ratio:.3f}" for name, ratio in result[key].items())
+            used = result["cpu_seconds"][key]
+            each = ", ".join(f"{n} {r:.3f} ({used[n]:.3f})" for n, r in result[key].items())
             lines.append(f"{title}: {each}")
+    lines.append("In brackets the same of the process's CPU seconds.")
     return "\n".join(lines)
 
 
