@@ -121,8 +121,10 @@ class Run:
                             yield self._failed(job, outcome)
                         else:
                             pending.append((job, writers.submit(self._write, job, outcome)))
-                    # The batch before this one was written while this one was painted.
-                    while len(pending) > len(batch) or (pending and pending[0][1].done()):
+                    # The batch before this one was written while this one was painted; of the
+                    # first one the pictures are told at once.
+                    allowed = len(batch) if self.counts.made else 0
+                    while len(pending) > allowed or (pending and pending[0][1].done()):
                         yield self._made(*pending.popleft())
                     if self.cancelled:
                         break
