@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from .schema import (
     chunk_input,
     decoders_input,
-    latent_input,
+    from_noise,
+    latent_output,
     model_input,
     schema,
     seed_input,
@@ -35,11 +36,7 @@ class OnePassSampler(io.ComfyNode):
                 "one-way ticket",
             ],
             inputs=[
-                model_input(),
-                io.Conditioning.Input("positive", tooltip="What the picture should show."),
-                latent_input(),
-                seed_input(),
-                decoders_input(),
+                *from_noise("What the picture should show."),
                 io.Float.Input(
                     "guidance",
                     default=1.0,
@@ -56,7 +53,7 @@ class OnePassSampler(io.ComfyNode):
                 ),
                 chunk_input(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
+            outputs=[latent_output()],
         )
 
     @classmethod
