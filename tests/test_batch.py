@@ -413,7 +413,7 @@ def test_ctrl_c_stops_after_the_batch(
     monkeypatch.setattr(helpers.PlainPainter, "paint", pressed)
     status, _, err = tiue(plan.source, "--out", out, "--batch-size", "2")
     assert threading.current_thread() is threading.main_thread()
-    assert status == 130 and "stopping after this batch" in err and "run again to go on" in err
+    assert status == 130 and "stopping after this batch" in err and "; run again to go on" in err
     assert len(pictures(out)) == len(records(out)) == 4
     monkeypatch.undo()
 

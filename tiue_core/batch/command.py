@@ -104,12 +104,12 @@ def batch(
 
     Example: tiue batch prompts.csv --dry-run
     """
+    from ..arguments import DECODERS
     from ..console import ask_license, progress
     from ..files import check_writable
     from .formats import SUFFIXES
     from .lists import KINDS
     from .processes import share
-    from .schema import DECODERS
 
     image_format = {"jpg": "jpeg"}.get(image_format.lower(), image_format.lower())
     _one_of("--format", image_format, SUFFIXES)
@@ -282,18 +282,15 @@ class _Session:
         result = self._result(counts, seconds)
         if error is not None:
             raise Failed(str(error), result) from error
-        stopped = run.cancelled and not run.finished
         line = self._line(counts, seconds)
+        if run.cancelled and not run.finished:
+            raise Failed(f"stopped: {line}; run again to go on", result, status=130)
         if counts["failed"] or counts["bad"]:
             raise Failed(f"{line}: not all of the list was made", result)
         if self.ours.first and self.as_json:
-            emit({**result, **({"error": "stopped"} if stopped else {})})
+            emit(result)
         elif self.ours.first:
-            (say if stopped else print)(
-                f"{line}{', stopped: run again to go on' if stopped else ''}"
-            )
-        if stopped:
-            raise typer.Exit(130)
+            print(line)
 
     def _paint(self, run: Any) -> None:
         from ..console import say

@@ -52,18 +52,21 @@ class Painter:
                 "student_revision": settings.revision,
                 "student_hash": settings.student_hash,
                 "steps": settings.steps,
-                "timesteps": list(settings.timesteps),
                 "dtype": settings.dtype,
                 "device": self.device,
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
             }
-        return {**self._record, **record_of(job)}
+        return {**self._record, "timesteps": self._timesteps(job), **record_of(job)}
+
+    def _timesteps(self, job: Job) -> list[int]:
+        """Those that were decoded."""
+        if job.decoders == "exact":
+            return list(self.settings.timesteps)
+        return self.pipe.schedule(self.settings.steps, job.decoders).timesteps.tolist()
 
     def _call(self, jobs: Sequence[Job]) -> Iterator[Any]:
         first = jobs[0]
-        # Passed only where it is not the default: any TiuePipeline knows the exact decoders.
-        options = {} if first.decoders == "exact" else {"decoders": first.decoders}
         with warnings.catch_warnings():
             # Which words a text encoder drops is told once a run, by the engine.
             warnings.filterwarnings("ignore", message="the prompt is longer")
@@ -73,8 +76,8 @@ class Painter:
                 width=first.width,
                 height=first.height,
                 steps=self.settings.steps,
+                decoders=first.decoders,
                 batch_size=len(jobs),
-                **options,
             )
         return iter(output.images)
 
