@@ -83,6 +83,7 @@ class Run:
     mine: Callable[[int], bool] = lambda number: True
     counts: Counts = field(default_factory=Counts)
     cancelled: bool = False
+    negatives: int = 0  # jobs with a negative prompt
 
     def cancel(self) -> None:
         """Stop after the batch that is being painted; what is painted is still written."""
@@ -178,6 +179,7 @@ class Run:
                 told.append(Result("again", job))
                 continue
             self.manifest.mark(job.id, State.SEEN)
+            self.negatives += bool(job.negative)
             if state & State.MADE:
                 told.append(Result("there", job))
             elif state & State.FAILED and not self.retry_failed:

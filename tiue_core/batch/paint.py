@@ -20,6 +20,7 @@ class Painter:
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings = pipe, settings
         self._loras: tuple[tuple[str, float, str], ...] = ()
+        self.cut = 0  # prompts of which the text encoder drops some words
         self._record: dict[str, Any] | None = None
 
     @property
@@ -67,9 +68,8 @@ class Painter:
 
     def _call(self, jobs: Sequence[Job]) -> Iterator[Any]:
         first = jobs[0]
-        with warnings.catch_warnings():
-            # Which words a text encoder drops is told once a run, by the engine.
-            warnings.filterwarnings("ignore", message="the prompt is longer")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             output = self.pipe(
                 [job.prompt for job in jobs],
                 seed=[job.seed for job in jobs],
@@ -79,6 +79,11 @@ class Painter:
                 decoders=first.decoders,
                 batch_size=len(jobs),
             )
+        for one in caught:
+            if str(one.message).startswith("the prompt is longer"):
+                self.cut += 1  # told once, when all is done, and not a thousand times
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return iter(output.images)
 
     def _use(self, loras: tuple[tuple[str, float, str], ...]) -> None:
