@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
+from . import __version__
 from .console import Failed, ask_license, emit, progress, quiet_libraries, run, say
 from .errors import TiueError
 
-COMMANDS = (".train.command", ".evaluate.command")
+COMMANDS = (".batch.command", ".train.command", ".evaluate.command")
 """Modules with a `register(app)` that adds their commands; cheap to import."""
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
-_VERSION = "0.1.0"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
@@ -64,7 +64,7 @@ def _root(
     Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
     """
     if version:
-        print(f"tiue {_VERSION}")
+        print(f"tiue {__version__}")
         raise typer.Exit
 
 
@@ -113,7 +113,8 @@ def generate(
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNGs.")] = Path("out"),
     origin: Annotated[
-        Path | None, typer.Option("--from", metavar="IMAGE.png", help="Make this picture again.")
+        Path | None,
+        typer.Option("--like", "--from", metavar="IMAGE", help="Make this picture again."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Folder with what a single-file student lacks.")
@@ -132,7 +133,7 @@ def generate(
 
     Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
 
-    Example: tiue generate --from out/0000_a-cat-on-a-blue-background_0.png
+    Example: tiue generate --like out/0000_a-cat-on-a-blue-background_0.png
     """
     started = time.monotonic()
     if not prompts and origin is None:
@@ -245,7 +246,7 @@ def _record(order: Order, source: Any, pipe: Any) -> dict[str, Any]:
         "loras": [lora.record() for lora in order.loras],
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": pipe.device.type,
-        "version": _VERSION,
+        "version": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }

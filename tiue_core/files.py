@@ -60,7 +60,7 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
             raise
         raise TiueError(f"{path.parent} is a file: give a folder to write to") from None
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -88,7 +88,8 @@ def _name_if_free(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
-def _explain(error: OSError, path: Path) -> TiueError:
+def explain(error: OSError, path: Path) -> TiueError:
+    """An error of the file system in the words of this library."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TiueError(f"no space left to write {path}: free some, or choose another folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
