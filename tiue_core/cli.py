@@ -266,6 +266,8 @@ def _remember(order: Order, origin: Path) -> None:
     from .images import read_metadata
 
     metadata = read_metadata(origin)
+    if metadata.get("made_in") == "ComfyUI":
+        raise TiueError(f"{origin} was made in ComfyUI: drop it onto ComfyUI's page")
     order.prompts = order.prompts or [metadata["prompt"]]
     settings = ("seed", "width", "height", "steps", "decoders", "dtype")
     for name in ("student", "student_hash", *settings):

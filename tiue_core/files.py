@@ -33,7 +33,9 @@ _BITS = {
 # --- written whole -------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None:
+def write_atomically(
+    path: Path, data: bytes, *, overwrite: bool = True, make_folder: bool = True
+) -> None:
     """Write `data` so that `path` holds all of it or does not change.
 
     The bytes go to a temporary file in the same folder, reach the disk, and only then get their
@@ -46,7 +48,8 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
     """
     temporary = path.with_name(f".tiue-{secrets.token_hex(8)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()

@@ -282,7 +282,7 @@ class _Session:
         result = self._result(counts, seconds)
         if error is not None:
             raise Failed(str(error), result) from error
-        stopped = run.cancelled
+        stopped = run.cancelled and not run.finished
         line = self._line(counts, seconds)
         if counts["failed"] or counts["bad"]:
             raise Failed(f"{line}: not all of the list was made", result)

@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import TiueError
-from ..files import write_atomically
+from ..files import explain, write_atomically
 from ..images import read_metadata
 from .formats import SUFFIXES, encode
 from .jobs import Job
-from .manifest import Manifest, State
+from .manifest import Manifest, State, check_there
 from .paint import record_of
 from .schema import BadRow
 
@@ -223,15 +223,22 @@ def save(folder: Path, file: str, suffix: str, data: bytes, job: str) -> Path:
     Raises:
         TiueError: the folder is gone, the disk is full, or a link leads out of the folder.
     """
-    if not folder.is_dir():
-        raise TiueError(f"{folder} is gone: bring it back and run again, it goes on from there")
     name = PurePosixPath(file)
+    try:
+        for inner in reversed(name.parents[:-1]):  # the folder itself is never made anew
+            (folder / inner).mkdir(exist_ok=True)
+    except OSError as error:
+        check_there(folder)
+        raise explain(error, folder / name) from error
     for stem in (name.name, f"{name.name}_{job[:8]}", f"{name.name}_{job}"):
         path = folder / name.parent / (stem + suffix)
         if name.parent.parts and not path.parent.resolve().is_relative_to(folder.resolve()):
             raise TiueError(f"{path.parent} leads out of {folder}: remove that link")
         try:
-            write_atomically(path, data, overwrite=False)
+            write_atomically(path, data, overwrite=False, make_folder=False)
+        except TiueError:
+            check_there(folder)
+            raise
         except FileExistsError:
             if not same_picture(path, data, job):
                 continue  # somebody else's: it stays

@@ -127,11 +127,18 @@ class Manifest:
             finally:
                 os.close(handle)
         except OSError as error:
+            check_there(self.folder)
             raise explain(error, self.path) from error
         made = record.get("status") == "made"
         self.states[bytes.fromhex(record["id"])] = (
             State.MADE if made else State.FAILED
         ) | State.SEEN
+
+
+def check_there(folder: Path) -> None:
+    """Raise TiueError if the folder of pictures is no longer there (a disk was unplugged)."""
+    if not folder.is_dir():
+        raise TiueError(f"{folder} is gone: bring it back and run again, it goes on from there")
 
 
 @contextmanager

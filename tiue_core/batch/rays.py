@@ -8,6 +8,8 @@ that is Ray's own doing.
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -104,6 +106,7 @@ def ray_engine(
             report(f"ray: {count} actors, {'a GPU' if on_gpu else 'a CPU'} each")
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             # One block a batch: what is painted comes back at once, not when a block is full.
             data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Worker,
@@ -126,8 +129,9 @@ def ray_engine(
 
 
 def _start(ray: Any, address: str | None) -> None:
-    import logging
-
+    # Ray runs its workers at niceness 15: on a machine that does anything else they starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options = {} if address else {"include_dashboard": False}
     try:
         ray.init(
