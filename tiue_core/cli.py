@@ -82,6 +82,8 @@ class Order:
     height: int | None = None
     steps: int | None = None
     decoders: str = "exact"
+    draft: bool = False
+    optimize: bool = False
     dtype: str | None = None
     loras: list[Any] = field(default_factory=list)
     student_hash: str | None = None
@@ -132,6 +134,10 @@ def generate(
         str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Coarser and sooner: TAESD.")] = False,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Measure and warm up first; for many pictures.")
+    ] = False,
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
     ] = False,
@@ -162,6 +168,7 @@ def generate(
     given = {"student": student, "seed": seed, "width": width, "height": height, "steps": steps}
     given["decoders"] = decoders
     order.loras = [Lora.parse(text) for text in lora or []]
+    order.draft, order.optimize = draft, optimize
     if origin is not None:
         _remember(order, origin)
     for name, value in {**given, "dtype": dtype}.items():
@@ -171,7 +178,7 @@ def generate(
 
     source = library.find(order.student, accept_license=ask_license(accept_license))
     check_writable(out)
-    images, error = _paint(order, source, count, out, device, base)
+    images, error = _paint(order, source, count, out, device, base, accept_license)
     result = {
         "images": images,
         "student": {"name": source.name, "revision": source.revision},
@@ -187,7 +194,13 @@ def generate(
 
 
 def _paint(
-    order: Order, source: Any, count: int, out: Path, device: str | None, base: str | None
+    order: Order,
+    source: Any,
+    count: int,
+    out: Path,
+    device: str | None,
+    base: str | None,
+    accept_license: bool,
 ) -> tuple[list[dict[str, Any]], Exception | None]:
     """Paint and save batch by batch; return what was saved, and what stopped it if anything."""
     from concurrent.futures import ThreadPoolExecutor
@@ -199,18 +212,23 @@ def _paint(
         with ThreadPoolExecutor(1) as pool, progress("loading", None):
             digest = pool.submit(source.content_hash)  # reads the weights while they are loaded
             pipe = _load(order, source, device, base)
+            if order.draft:
+                pipe.load_draft(accept_license=accept_license)
             record = record_of(
                 pipe,
                 source,
                 digest.result(),
                 steps=order.steps,
                 decoders=order.decoders,
+                draft=order.draft,
                 loras=[lora.record() for lora in order.loras],
             )
         if order.student_hash not in (None, record["student_hash"]):
             warnings.warn(
                 "that picture was made with other weights, so it may differ", stacklevel=2
             )
+        if order.optimize:
+            _optimize(pipe, order, min(_BATCH, count * len(order.prompts)))
         seeds = range(order.seed, order.seed + count)
         jobs = [(prompt, seed) for prompt in order.prompts for seed in seeds]
         with progress("painting", len(jobs)) as advance:
@@ -239,6 +257,16 @@ def _load(order: Order, source: Any, device: str | None, base: str | None) -> An
     return pipe
 
 
+def _optimize(pipe: Any, order: Order, batch_size: int) -> None:
+    with progress("optimizing", 4) as advance:
+        pipe.optimize(
+            width=order.width,
+            height=order.height,
+            batch_size=batch_size,
+            progress=lambda done, *_: advance(int(done > 0)),
+        )
+
+
 def _paint_batch(
     pipe: Any, order: Order, jobs: list[tuple[str, int]], record: dict[str, Any], out: Path
 ) -> Iterator[dict[str, Any]]:
@@ -251,6 +279,7 @@ def _paint_batch(
         height=order.height,
         steps=order.steps,
         decoders=order.decoders,
+        draft=order.draft,
     )
     for image, (prompt, seed) in zip(output.images, jobs, strict=True):
         size = {"width": image.width, "height": image.height}
@@ -269,7 +298,7 @@ def _remember(order: Order, origin: Path) -> None:
     if metadata.get("made_in") == "ComfyUI":
         raise TiueError(f"{origin} was made in ComfyUI: drop it onto ComfyUI's page")
     order.prompts = order.prompts or [metadata["prompt"]]
-    settings = ("seed", "width", "height", "steps", "decoders", "dtype")
+    settings = ("seed", "width", "height", "steps", "decoders", "draft", "dtype")
     for name in ("student", "student_hash", *settings):
         if metadata.get(name) is not None:
             setattr(order, name, metadata[name])

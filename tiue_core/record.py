@@ -15,6 +15,7 @@ def record(
     *,
     steps: int | None = None,
     decoders: str = "exact",
+    draft: bool = False,
     loras: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The part that all pictures of one order share; prompt, seed and size come on top.
@@ -33,6 +34,7 @@ def record(
         "student_hash": student_hash,
         "steps": steps,
         "decoders": decoders,
+        **({"draft": True} if draft else {}),
         "timesteps": pipe.schedule(steps, decoders).timesteps.tolist(),
         "loras": list(loras),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),

@@ -25,7 +25,7 @@ def answer(picture: Any) -> dict[str, Any]:
         "width": order.width,
         "height": order.height,
         "student": order.student,
-        "decoders": order.decoders,
+        "decoders": "draft" if order.draft else order.decoders,
         "milliseconds": {part: round(1000 * s, 1) for part, s in picture.seconds.items()},
         "notes": list(picture.notes),
     }

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from ..arguments import DECODERS
 from .state import House, size_of
 
 NAMES = ("student", "decoders", "width", "height", "lora", "strength")
@@ -20,7 +19,7 @@ class Choices:
         with gr.Accordion("Student and size", open=False):
             with gr.Row():
                 self.student = student(house, "Student")
-                self.decoders = decoders("Decoders", DECODERS[0])
+                self.decoders = decoders(house, "Decoders", "exact")
             with gr.Row():
                 width, height = _sides(house, house.first)
                 self.width = gr.Slider(label="Width (px)", min_width=130, **width)
@@ -63,8 +62,8 @@ def student(house: House, label: str, value: str | None = None) -> gr.Dropdown:
     return gr.Dropdown(list(house.students), value=value or house.first, label=label, min_width=160)
 
 
-def decoders(label: str, value: str) -> gr.Radio:
-    return gr.Radio(list(DECODERS), value=value, label=label, min_width=160)
+def decoders(house: House, label: str, value: str) -> gr.Radio:
+    return gr.Radio(list(house.modes), value=value, label=label, min_width=160)
 
 
 def _sides(house: House, label: str) -> tuple[dict[str, Any], dict[str, Any]]:

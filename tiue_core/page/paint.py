@@ -21,7 +21,7 @@ from ..images import encode_png, slug
 from ..pipeline import draw_noise
 from ..record import record
 from ..schedule import OneWaySchedule
-from ..unet import Features, SplitUNet
+from ..unet import Features
 from .state import Order, check_size
 from .worker import Models
 
@@ -93,7 +93,7 @@ def one_pass(
     factor, device = pipe.vae_scale_factor, pipe.device
     assert order.width and order.height
     shape = (pipe.unet.config.in_channels, order.height // factor, order.width // factor)
-    unet = getattr(pipe, "split_unet", None) or SplitUNet(pipe.unet)
+    unet = pipe.split_unet
 
     with watch("text"):
         embeds = pipe.encode_prompt([order.prompt]).to(device)
@@ -108,13 +108,13 @@ def one_pass(
 
 
 @torch.no_grad()
-def pictures_of(pipe: Any, latents: Tensor) -> list[Any]:
-    """z_0 (B, C, h, w) to PIL images.
+def pictures_of(pipe: Any, latents: Tensor, draft: bool = False) -> list[Any]:
+    """z_0 (B, C, h, w) to PIL images, by the student's autoencoder or its draft decoder.
 
     Raises:
         TiueError: they hold NaN, which would be painted black, in silence.
     """
-    images = pipe._decode_latents(latents, "pt")
+    images = pipe._decode_latents(latents, "pt", draft)
     if not (torch.isfinite(latents).all() and torch.isfinite(images).all()):
         raise TiueError(
             "what came out is not a picture (NaN): choose another student or LoRA, or a size "
@@ -135,6 +135,8 @@ def ready(models: Models, order: Order) -> tuple[Any, Order]:
     order = check_size(order, own, studio.settings.factor, models.house.limits)
     loras = models.house.lora_of(order)
     with plainly():
+        if order.draft and studio.painter.pipe.draft_vae is None:
+            studio.painter.pipe.load_draft()
         studio.painter.use(tuple((str(lora.path), lora.strength, digest) for lora, digest in loras))
     return studio, order
 
@@ -151,7 +153,7 @@ def paint(models: Models, order: Order) -> Picture:
     with noted() as notes, plainly():
         passed = one_pass(pipe, order, watch)
         with watch("VAE"):
-            image = pictures_of(pipe, passed.latents)[0]
+            image = pictures_of(pipe, passed.latents, order.draft)[0]
     return Picture(order, png_of(models, studio, order, image), image, watch.seconds, tuple(notes))
 
 
@@ -162,6 +164,7 @@ def png_of(models: Models, studio: Any, order: Order, image: Any) -> bytes:
         source,
         studio.settings.student_hash,
         decoders=order.decoders,
+        draft=order.draft,
         loras=[
             {"name": lora.name, "strength": lora.strength, "hash": digest}
             for lora, digest in models.house.lora_of(order)

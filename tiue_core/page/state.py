@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .. import draft, hub
 from ..adapters import Lora
 from ..arguments import DECODERS
 from ..batch.schema import PROMPT_LIMIT
@@ -21,6 +22,7 @@ from ..files import file_hash
 from ..students import REGISTRY, Source
 
 SEED_LIMIT = 2**53 - 1  # what a browser counts exactly
+MODES = (*DECODERS, "draft")  # draft: fast, and a tiny decoder in the autoencoder's place
 STRENGTH_LIMIT = 4.0  # of a LoRA
 
 
@@ -49,6 +51,7 @@ class Order:
     width: int | None = None  # px; the student's own
     height: int | None = None
     decoders: str = "exact"
+    draft: bool = False
     lora: str = ""
     strength: float = 1.0
 
@@ -102,6 +105,11 @@ class House:
             return "its owner's licence holds; this page knows nothing of it"
         return known.licence + known.base
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """`MODES`, without draft where no student has a decoder for it."""
+        return MODES if any(map(has_draft, self.students.values())) else DECODERS
+
     def order(
         self,
         prompt: Any,
@@ -131,8 +139,8 @@ class House:
             raise TiueError(f"the prompt is {_short(prompt)}: give a text")
         if len(prompt) > PROMPT_LIMIT:
             raise TiueError(f"the prompt has {len(prompt)} characters: give up to {PROMPT_LIMIT}")
-        if decoders not in DECODERS:
-            raise TiueError(f"decoders is {_short(decoders)}: give {' or '.join(DECODERS)}")
+        if decoders not in MODES:
+            raise TiueError(f"decoders is {_short(decoders)}: give {' or '.join(MODES)}")
         prompt = " ".join(prompt.encode("utf-8", "replace").decode().split())
         return Order(
             student=student,
@@ -140,7 +148,8 @@ class House:
             seed=_whole("seed", seed, 0, SEED_LIMIT),
             width=None if not width else _whole("width", width, 1, 1 << 16),
             height=None if not height else _whole("height", height, 1, 1 << 16),
-            decoders=decoders,
+            decoders="fast" if decoders == "draft" else decoders,
+            draft=decoders == "draft",
             lora=lora or "",
             strength=_number("the LoRA's strength", strength, STRENGTH_LIMIT),
         )
@@ -170,6 +179,18 @@ def size_of(source: Source) -> tuple[int, int, int]:
         return int(width * factor), int(height * factor), factor
     except (OSError, ValueError, KeyError, TypeError):
         return 512, 512, 8
+
+
+def has_draft(source: Source) -> bool:
+    """Whether a draft decoder for this student is on this machine."""
+    if (source.path / draft.FOLDER).is_dir():
+        return True
+    try:
+        config = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
+        fits = math.isclose(config.get("scaling_factor", draft.SCALING), draft.SCALING)
+        return fits and hub.cached(draft.HUB_ID, None) is not None
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def check_size(order: Order, own: tuple[int, int], factor: int, limits: Limits) -> Order:
