@@ -27,10 +27,15 @@ def compare(desk: Desk, choices: Choices) -> None:
     prompt = gr.Textbox("a cat on a blue background", label="Prompt", lines=2)
     with gr.Row(equal_height=True):
         with gr.Group():
-            one, one_way = student(desk.house, "Left"), decoders(desk.house, "Left decoders", "exact")
+            one, one_way = (
+                student(desk.house, "Left"),
+                decoders(desk.house, "Left decoders", "exact"),
+            )
         with gr.Group():
             other = student(desk.house, "Right", labels[min(1, len(labels) - 1)])
-            other_way = decoders(desk.house, "Right decoders", "exact" if len(labels) > 1 else "fast")
+            other_way = decoders(
+                desk.house, "Right decoders", "exact" if len(labels) > 1 else "fast"
+            )
     with gr.Row(equal_height=True):
         seed = gr.Number(0, label="Seed of both", precision=0, minimum=0)
         show = gr.Button("Compare", variant="primary")

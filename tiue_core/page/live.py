@@ -25,8 +25,8 @@ LIVE, MORE = "live", "variations"  # lanes: a new text makes both needless
 def live(desk: Desk, choices: Choices) -> None:
     """The tab."""
     limits = desk.house.limits
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=280):
+    with gr.Row(equal_height=False, elem_id="tiue-live"):
+        with gr.Column(min_width=0, elem_id="tiue-ask"):
             prompt = gr.Textbox(
                 EXAMPLES[0],
                 label="Prompt",
@@ -45,10 +45,16 @@ def live(desk: Desk, choices: Choices) -> None:
                     min_width=110,
                     elem_id="tiue-seed",
                 )
-                pin = gr.Checkbox(
-                    True, label="Pin", info="the seed while typing", min_width=90, container=True
-                )
-                dice = gr.Button("🎲 Dice", min_width=90, elem_id="tiue-dice")
+                pin = gr.Checkbox(True, label="Pin", info="while typing", min_width=90)
+                dice = gr.Button("🎲 Dice", min_width=80, elem_id="tiue-dice")
+        with gr.Column(min_width=0, elem_id="tiue-shown"):
+            picture = gr.HTML(empty("The first picture is on its way."), elem_id="tiue-picture")
+            times = gr.HTML("", elem_id="tiue-times")
+            several = gr.Checkbox(
+                True, label="Variations", info="The same prompt with the next seeds."
+            )
+            row = gr.HTML("", js_on_load=STRIP_SCRIPT, elem_id="tiue-variations")
+        with gr.Column(min_width=0, elem_id="tiue-more"):
             gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
             with gr.Accordion("History", open=False):
                 keep = gr.Checkbox(
@@ -62,15 +68,6 @@ def live(desk: Desk, choices: Choices) -> None:
                     type="values",
                     layout="table",
                 )
-        with gr.Column(scale=3, min_width=280):
-            picture = gr.HTML(
-                empty("The first picture is on its way."), elem_id="tiue-picture", padding=False
-            )
-            times = gr.HTML("", label="Time by part", elem_id="tiue-times")
-            several = gr.Checkbox(
-                True, label="Variations", info="The same prompt with the next seeds."
-            )
-            row = gr.HTML("", js_on_load=STRIP_SCRIPT, elem_id="tiue-variations")
     history = gr.BrowserState({"keep": True, "past": []}, storage_key="tiue-history", secret="tiue")
 
     wanted = [prompt, seed, *choices.all]

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .. import draft, hub
+from .. import draft
 from ..adapters import Lora
 from ..arguments import DECODERS
 from ..batch.schema import PROMPT_LIMIT
@@ -185,10 +185,12 @@ def has_draft(source: Source) -> bool:
     """Whether a draft decoder for this student is on this machine."""
     if (source.path / draft.FOLDER).is_dir():
         return True
+    from huggingface_hub import try_to_load_from_cache
+
     try:
         config = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
         fits = math.isclose(config.get("scaling_factor", draft.SCALING), draft.SCALING)
-        return fits and hub.cached(draft.HUB_ID, None) is not None
+        return fits and isinstance(try_to_load_from_cache(draft.HUB_ID, "config.json"), str)
     except (OSError, ValueError, TypeError):
         return False
 
