@@ -34,7 +34,7 @@ def held():
 
 
 def test_clients_take_turns(held) -> None:
-    worker, ask, gate, done = held
+    _, ask, gate, done = held
     futures = [ask("a", name) for name in ("a1", "a2", "a3")]
     futures += [ask("b", "b1"), ask("c", "c1"), ask("b", "b2")]
     gate.set()
@@ -43,7 +43,7 @@ def test_clients_take_turns(held) -> None:
 
 
 def test_the_latest_text_wins_and_no_one_elses_work_is_touched(held) -> None:
-    worker, ask, gate, done = held
+    _, ask, gate, done = held
     first = ask("a", "c", lane="live", replaces=("live",))
     theirs = ask("b", "b", lane="live", replaces=("live",))
     listed = ask("a", "list", lane="list")
@@ -77,7 +77,7 @@ def test_the_queue_is_bounded_and_a_client_that_leaves_frees_its_place(held) -> 
 
 
 def test_an_error_is_the_clients_own_and_the_worker_goes_on(held) -> None:
-    worker, ask, gate, done = held
+    worker, ask, gate, _ = held
     broken = worker.submit("a", lambda models: 1 // 0)
     fine = ask("a", "fine")
     gate.set()
@@ -87,7 +87,7 @@ def test_an_error_is_the_clients_own_and_the_worker_goes_on(held) -> None:
 
 
 def test_closing_ends_what_waits(held) -> None:
-    worker, ask, gate, done = held
+    worker, ask, gate, _ = held
     waiting = ask("a", "a")
     threading.Timer(0.1, gate.set).start()
     worker.close()
