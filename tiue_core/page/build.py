@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ HEAD = """<div class="tiue-head"><h1>TiUE</h1>
 
 def build(house: House) -> tuple[gr.Blocks, Desk]:
     """The page for a house, and the desk behind it. Nothing is loaded yet."""
-    desk = Desk(house)
+    # Of this process alone, unlike Gradio's own folder, and gone with it.
+    cache = tempfile.TemporaryDirectory(prefix="tiue-page-")
+    os.environ["GRADIO_TEMP_DIR"] = cache.name
+    desk = Desk(house, cache)
     with gr.Blocks(title="TiUE", analytics_enabled=False, delete_cache=_CACHE) as page:
         desk.page = page
         gr.HTML(HEAD)

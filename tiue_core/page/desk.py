@@ -6,6 +6,7 @@ import asyncio
 import functools
 import html
 import inspect
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +20,14 @@ from .worker import LeftError, Models, SupersededError, Work, Worker
 
 
 class Desk:
-    """Takes orders from all tabs."""
+    """Takes orders from all tabs.
 
-    def __init__(self, house: House) -> None:
-        self.house = house
+    Args:
+        cache: where Gradio keeps what is uploaded and what can be downloaded.
+    """
+
+    def __init__(self, house: House, cache: tempfile.TemporaryDirectory | None = None) -> None:
+        self.house, self.cache = house, cache
         self.worker = Worker(Models(house), house.limits)
         self.lists: dict[str, Any] = {}  # running lists, by client
         self.page: Any = None  # the gr.Blocks
@@ -50,6 +55,8 @@ class Desk:
         for running in list(self.lists.values()):
             running.cancel()
         self.worker.close()
+        if self.cache is not None:
+            self.cache.cleanup()
 
 
 def client_of(request: gr.Request) -> str:

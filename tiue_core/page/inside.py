@@ -129,9 +129,9 @@ def inside(desk: Desk, choices: Choices) -> None:
         factors, chosen = rest[:SLIDERS], choices.named(rest[SLIDERS:])
         order = desk.house.order(text, number or 0, **{**chosen, "decoders": "exact"})
         theirs = desk.house.order(told_them).prompt if other else None
-        factors = [float(factor) for factor in factors]
+        times = [float(factor) for factor in factors]
         seen = await desk.do(
-            request, lambda models: look(models, order, factors, theirs), LANE, (LANE,)
+            request, lambda models: look(models, order, times, theirs), LANE, (LANE,)
         )
         return (
             figure(seen.picture),

@@ -205,7 +205,7 @@ def check_size(order: Order, own: tuple[int, int], factor: int, limits: Limits) 
     Raises:
         TiueError: a side that the student cannot paint, or that this server does not.
     """
-    sides = {}
+    sides: dict[str, Any] = {}
     for name, given, side in zip(
         ("width", "height"), (order.width, order.height), own, strict=True
     ):
