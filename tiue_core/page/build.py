@@ -63,6 +63,9 @@ def launch(page: gr.Blocks, desk: Desk, **options: Any) -> Any:
         "app_kwargs": {"middleware": [guard]},
         "max_file_size": limits.upload,
         "max_threads": 4 * limits.waiting,
+        # Gradio keeps a copy of the page's configuration, 0.2 MB, for each client it ever saw, up
+        # to this many; nothing of ours is in it.
+        "state_session_capacity": limits.waiting,
         "footer_links": ["api", "settings"],
         "run_history": False,
         "enable_monitoring": False,
