@@ -191,7 +191,12 @@ class SaveBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Any, job: Any, format: str, metadata: bool) -> io.NodeOutput:
-        comfyui = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        # Without ComfyUI's notes of what changed, which may name files of this machine.
+        graph = {
+            key: {name: value for name, value in node.items() if name != "is_changed"}
+            for key, node in (cls.hidden.prompt or {}).items()
+        }
+        comfyui = {"prompt": graph, **(cls.hidden.extra_pnginfo or {})}
         place = tickets.keep(images, job, format, comfyui if metadata else None)
         return io.NodeOutput(ui={"images": [place]})
 

@@ -83,7 +83,10 @@ def _released(student: str, accept_licence: bool) -> Path:
             raise ValueError(f"{terms}. Switch accept_licence on to accept this and download it")
         return True
 
-    return students.find(student, accept_license=accept).path
+    from .native import progress
+
+    with progress.interruptible():
+        return students.find(student, accept_license=accept, bar=progress.NodeBar).path
 
 
 NODES = [LoadStudent]

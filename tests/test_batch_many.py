@@ -141,13 +141,13 @@ def test_processes_launched_together(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"a cat --seed {i}\n" for i in range(30)))
     words = ["-m", "tiue_core", "batch", str(tmp_path / "list.txt"), "--student", str(student)]
     words += ["--device", "cpu", "--batch-size", "4", "--out"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    # --multi_gpu: how accelerate starts several processes (--cpu wants MPI); they paint on the CPU
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command, out in (([], "alone"), (launch, "together")):
-        subprocess.run(
-            [sys.executable, *command, *words, str(tmp_path / out)],
-            env=environment,
-            check=True,
-        )
+        line = [sys.executable, *command, *words, str(tmp_path / out)]
+        done = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
+        assert done.stdout.startswith("30 made")
     check_same(tmp_path / "together", tmp_path / "alone")
     assert (tmp_path / "together" / "index.html").exists()

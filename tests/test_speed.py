@@ -299,5 +299,7 @@ def test_prompts_are_encoded_once() -> None:
         encoder.weight.mul_(2)
         embeddings(["a"], encode, encoder)
         embeddings(["a"], encode, encoder, "another device")
+        encoder.weight.data += 1
+        embeddings(["a"], encode, encoder, "another device")
     embeddings(["a"], encode, encoder, "another device")  # with gradients
-    assert asked[3:] == [["a"]] * 3
+    assert asked[3:] == [["a"]] * 4

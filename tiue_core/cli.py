@@ -19,7 +19,13 @@ from . import __version__
 from .console import Failed, ask_license, emit, progress, quiet_libraries, run, say
 from .errors import TiueError
 
-COMMANDS = (".batch.command", ".page.command", ".train.command", ".evaluate.command")
+COMMANDS = (
+    ".batch.command",
+    ".page.command",
+    ".train.command",
+    ".evaluate.command",
+    ".bench.command",
+)
 """Modules with a `register(app)` that adds their commands; cheap to import."""
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch

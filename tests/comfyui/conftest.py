@@ -37,14 +37,6 @@ def skipped_loudly() -> Callable[[str], NoReturn]:
     return _skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A server, a browser and minutes: `scripts/test -m slow tests/comfyui`."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.slow)
-
-
 def _skip(why: str) -> NoReturn:
     if why not in _missing:
         _missing.append(why)

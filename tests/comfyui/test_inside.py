@@ -32,6 +32,7 @@ def outcome(
         text=True,
     )
     assert report.is_file(), result.stdout[-4000:] + result.stderr[-4000:]
+    print(result.stdout[result.stdout.rfind("greatest difference") :])
     found: dict[str, Failures] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         check = case.get("classname", "").rpartition(".")[2]

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 
-from .layers import NotUnderstoodError, state_of, untouched
+from .layers import NotUnderstoodError, untouched
 from .parts import (
     Output,
     PlainOutput,
@@ -118,10 +118,9 @@ class Decoder(nn.Module):
             h = level(h, left, rows, context)
         return self.output(h, len(mid), weights)
 
-    def state(self) -> tuple:
-        """Changes whenever what the parts were made of has changed."""
-        watched = [module for part in self.parts() for module in part.watched()]
-        return tuple(state_of(module) for module in (*self.blocks, *watched))
+    def all_watched(self) -> list[nn.Module]:
+        """Modules that are read, not called: on a change the decoder must be made anew."""
+        return [*self.blocks, *(module for part in self.parts() for module in part.watched())]
 
     def parts(self) -> list[Any]:
         return [part for part in self.modules() if hasattr(part, "watched")]

@@ -31,7 +31,7 @@ class Doubling(Transparent):
     def __call__(self, h: Tensor, output_size: Any = None) -> Tensor:
         size = None if output_size is None else tuple(output_size)
         doubled = (2 * h.shape[2], 2 * h.shape[3])
-        if torch.is_grad_enabled() or size not in (None, doubled):
+        if not self.enabled or torch.is_grad_enabled() or size not in (None, doubled):
             return Upsample2D.forward(self.upsample, h, output_size)
         return self.part()(h)
 

@@ -1,10 +1,9 @@
-"""What a layer computes, read from outside: its effective weight, and a mark of its state.
-
-Writes through ``tensor.data`` leave no mark: who does that makes a new ``ThriftyUNet``.
-"""
+"""What a layer computes, read from outside: its effective weight, and a mark of its state."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +21,18 @@ class NotUnderstoodError(Exception):
 
 class Transparent:
     """Base of what may stand in for a module's forward because it computes the same."""
+
+    enabled = True  # of all of them; see `as_written`
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within, every stand-in steps aside and layers run as their authors wrote them."""
+    Transparent.enabled = False
+    try:
+        yield
+    finally:
+        Transparent.enabled = True
 
 
 class Conv(nn.Module):
@@ -92,6 +103,12 @@ def state_of(layer: Any) -> tuple:
         state += [tuple(_active(layer)), tuple(layer.merged_adapters)]
         state += layer.scaling.items()
     return tuple(state)
+
+
+def probe(tensors: Iterable[Tensor]) -> tuple[float, ...]:
+    """The middle element of every tensor: writes through ``tensor.data`` leave no other mark."""
+    middles = [t.detach()[tuple(n // 2 for n in t.shape)].float() for t in tensors if t.numel()]
+    return tuple(torch.stack(middles).tolist()) if middles else ()
 
 
 def _replaced(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..unet import Features, SplitUNet, woken
 from .decoder import PARTS, Decoder
-from .layers import NotUnderstoodError, state_of
+from .layers import NotUnderstoodError, probe, state_of
 from .measure import Times, not_worth_it, times
 
 
@@ -118,8 +118,9 @@ class ThriftyUNet(SplitUNet):
         return found
 
     def _state(self, decoder: Decoder) -> tuple:
-        embedding: Any = self.unet.time_embedding
-        return (*decoder.state(), *map(state_of, embedding.modules()))
+        watched = [*decoder.all_watched(), *self.unet.time_embedding.modules()]
+        weights = [x for module in watched for x in module._parameters.values() if x is not None]
+        return (*map(state_of, watched), probe(weights))
 
     def _thrifty(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..savings.layers import probe
 from .watch import Watch
 
 LIMIT = 256  # prompts; 80 MB for Stable Diffusion 2.1 in float32
@@ -39,7 +40,7 @@ class Embeddings:
             return encode(list(texts))
         if self._watch is None or self._watch.model is not encoder:
             self._watch = Watch(encoder)
-        state = (*self._watch.state(), *tied)
+        state = (*self._watch.state(), probe(encoder.parameters()), *tied)
         if state != self._state:
             self._known.clear()
             self._state = state
