@@ -19,6 +19,7 @@ class PlainPainter:
     """Paints the colour of a seed; fails where the prompt says so."""
 
     device = "cpu"
+    cut = 0
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

@@ -413,7 +413,7 @@ def test_ctrl_c_stops_after_the_batch(
     monkeypatch.setattr(helpers.PlainPainter, "paint", pressed)
     status, _, err = tiue(plan.source, "--out", out, "--batch-size", "2")
     assert threading.current_thread() is threading.main_thread()
-    assert status == 130 and "stopping after this batch" in err and "run again to go on" in err
+    assert status == 130 and "stopping after this batch" in err and "; run again to go on" in err
     assert len(pictures(out)) == len(records(out)) == 4
     monkeypatch.undo()
 
@@ -439,7 +439,9 @@ def test_a_picture_of_a_list_can_be_made_again(
     monkeypatch.setitem(students.REGISTRY, "stickers", built_in)
     save_file(helpers_students.lora_tensors(), tmp_path / "ink.safetensors")
     path = tmp_path / "list.txt"
-    path.write_text("a {cat|dog} --seed 3 --count 3\na fox --seed 1 --lora ink:0.5 --width 24\n")
+    rows = ["a {cat|dog} --seed 3 --count 3", "a fox --seed 1 --lora ink:0.5 --width 24"]
+    rows.append("long words " * 20 + "--seed 2 --negative ugly --decoders fast")
+    path.write_text("\n".join(rows))
 
     def tiue(*words: Any) -> None:
         with pytest.raises(SystemExit) as ended:
@@ -450,7 +452,9 @@ def test_a_picture_of_a_list_can_be_made_again(
         out = tmp_path / kind
         tiue("batch", path, "--out", out, "--loras", tmp_path, "--format", kind)
         made = sorted(out.glob(f"0*.{kind}"))
-        assert len(made) == 4
+        assert len(made) == 5
+        err = capfd.readouterr().err
+        assert err.count("1 prompts are longer") == err.count("1 negative prompts") == 1
         for picture in made:
             lora = ["--lora", tmp_path / "ink.safetensors"] if "fox" in picture.name else []
             tiue("generate", "--like", picture, "--out", out / "again", *lora)

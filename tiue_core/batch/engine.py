@@ -83,6 +83,7 @@ class Run:
     mine: Callable[[int], bool] = lambda number: True
     counts: Counts = field(default_factory=Counts)
     cancelled: bool = False
+    negatives: int = 0  # jobs with a negative prompt
 
     def cancel(self) -> None:
         """Stop after the batch that is being painted; what is painted is still written."""
@@ -121,8 +122,10 @@ class Run:
                             yield self._failed(job, outcome)
                         else:
                             pending.append((job, writers.submit(self._write, job, outcome)))
-                    # The batch before this one was written while this one was painted.
-                    while len(pending) > len(batch) or (pending and pending[0][1].done()):
+                    # The batch before this one was written while this one was painted; of the
+                    # first one the pictures are told at once.
+                    allowed = len(batch) if self.counts.made else 0
+                    while len(pending) > allowed or (pending and pending[0][1].done()):
                         yield self._made(*pending.popleft())
                     if self.cancelled:
                         break
@@ -176,6 +179,7 @@ class Run:
                 told.append(Result("again", job))
                 continue
             self.manifest.mark(job.id, State.SEEN)
+            self.negatives += bool(job.negative)
             if state & State.MADE:
                 told.append(Result("there", job))
             elif state & State.FAILED and not self.retry_failed:

@@ -18,10 +18,11 @@ from typing import Any
 
 from ..errors import TiueError
 from ..files import file_hash
+from .lists_yaml import read_yaml
+from .rows import Raw, Unreadable, as_row
 from .schema import KNOWN, BadRow, Placed, check_row, known_name, shown
 
 Rows = Iterator[Placed | BadRow]
-_Raw = Iterator[tuple[int, Any]]  # line, and the row as found there: a table, or a BadRow's message
 
 # Options that A1111's "prompts from file" knows and a one-pass student has no use for.
 FOREIGN = frozenset(
@@ -33,14 +34,6 @@ FOREIGN = frozenset(
     ]
 )
 LINE_LIMIT = 1 << 20  # characters
-
-
-class _Unreadable(Exception):
-    """What is wrong with a row, as found while reading."""
-
-    def __init__(self, message: str, column: str = "") -> None:
-        super().__init__(message)
-        self.column = column
 
 
 def read_list(path: Path, *, kind: str | None = None, encoding: str | None = None) -> Rows:
@@ -92,7 +85,7 @@ def read_text(text: str, kind: str = "txt", name: str = "list") -> Rows:
 def read_rows(file: Iterable[str], kind: str, name: str) -> Rows:
     """Rows from an open text file (newlines kept as they are)."""
     for number, (line, raw) in enumerate(_READERS[kind](file)):
-        if isinstance(raw, _Unreadable):
+        if isinstance(raw, Unreadable):
             yield BadRow(name, line, raw.column, str(raw))
         else:
             yield check_row(raw, name, line, number)
@@ -126,14 +119,14 @@ def _no_file(path: Path, error: OSError) -> TiueError:
 # --- txt -----------------------------------------------------------------------------------
 
 
-def _txt(file: Iterable[str]) -> _Raw:
+def _txt(file: Iterable[str]) -> Raw:
     for number, line in enumerate(file, 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         try:
             yield number, _options(text)
-        except _Unreadable as why:
+        except Unreadable as why:
             yield number, why
 
 
@@ -153,7 +146,7 @@ def _options(text: str) -> dict[str, Any]:
     try:
         words = list(lexer)
     except ValueError:
-        raise _Unreadable("a quote is not closed: close it, or leave it out") from None
+        raise Unreadable("a quote is not closed: close it, or leave it out") from None
     row: dict[str, Any] = {"prompt": prompt.strip()} if prompt.strip() else {}
     name = "prompt"
     for word in words:
@@ -161,9 +154,9 @@ def _options(text: str) -> dict[str, Any]:
             name = known_name(word[2:])
             if name not in KNOWN and name not in FOREIGN:
                 allowed = ", ".join("--" + known for known in KNOWN)
-                raise _Unreadable(f"{shown(word)} is no option: use {allowed}")
+                raise Unreadable(f"{shown(word)} is no option: use {allowed}")
             if name in row:
-                raise _Unreadable("the option is there twice: keep one of them", name)
+                raise Unreadable("the option is there twice: keep one of them", name)
             row[name] = ""
         else:
             row[name] = f"{row.get(name, '')} {word}".strip()
@@ -196,7 +189,7 @@ class _Source:
         del self.taken[keep:]
 
 
-def _csv(file: Iterable[str]) -> _Raw:
+def _csv(file: Iterable[str]) -> Raw:
     source = _Source(iter(file))
     header: list[str] | None = None
     delimiter = ","
@@ -220,9 +213,9 @@ def _csv(file: Iterable[str]) -> _Raw:
         except csv.Error as error:
             source.give_back(1)  # a quote that never closes has taken other rows with it
             if header is None:
-                yield line, _Unreadable(f"the header cannot be read ({error}): mend the quotes")
+                yield line, Unreadable(f"the header cannot be read ({error}): mend the quotes")
                 return
-            yield line, _Unreadable(f'{_quotes(str(error))}: quote a whole field, and double ""')
+            yield line, Unreadable(f'{_quotes(str(error))}: quote a whole field, and double ""')
             continue
         if not any(cell.strip() for cell in cells):
             continue
@@ -231,13 +224,13 @@ def _csv(file: Iterable[str]) -> _Raw:
             names = [known_name(name) for name in header if name]
             wrong = _header(names)
             if wrong:
-                yield line, _Unreadable(wrong)
+                yield line, Unreadable(wrong)
                 return
             continue
         if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
             yield (
                 line,
-                _Unreadable(
+                Unreadable(
                     f"{len(cells)} fields where the header has {len(header)}: "
                     "quote a field that holds a comma"
                 ),
@@ -263,7 +256,7 @@ def _quotes(error: str) -> str:
 # --- jsonl ---------------------------------------------------------------------------------
 
 
-def _jsonl(file: Iterable[str]) -> _Raw:
+def _jsonl(file: Iterable[str]) -> Raw:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -273,9 +266,9 @@ def _jsonl(file: Iterable[str]) -> _Raw:
             row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_table)
         except (ValueError, RecursionError) as error:
             why = str(error).partition(":")[0] or "too deeply nested"
-            yield number, _Unreadable(f"this line is no JSON ({why}): give one object per line")
+            yield number, Unreadable(f"this line is no JSON ({why}): give one object per line")
             continue
-        yield number, _as_row(row)
+        yield number, as_row(row)
 
 
 def _no_constant(name: str) -> Any:
@@ -289,89 +282,10 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _as_row(row: Any) -> Any:
-    if isinstance(row, str):
-        return {"prompt": row}
-    if not isinstance(row, dict):
-        return _Unreadable(f"{shown(row)} is no row: give a text, or a table with a prompt")
-    return row
-
-
-# --- yaml ----------------------------------------------------------------------------------
-
-
-def _yaml(file: Iterable[str]) -> _Raw:
-    """A list of texts and tables. Streamed: node by node, each built on its own."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def flatten_mapping(self, node: Any) -> None:  # merged tables can grow without end
-            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-                raise _Unreadable("'<<' is not understood here: write the columns out")
-
-    try:
-        loader = Loader(_Reader(file))
-    except yaml.YAMLError as error:
-        yield 1, _broken_yaml(error)
-        return
-    line = 1
-    try:
-        loader.get_event()  # the stream
-        if loader.check_event(yaml.StreamEndEvent):
-            return
-        loader.get_event()  # the document
-        if not loader.check_event(yaml.SequenceStartEvent):
-            raise _Unreadable("this is no list: start every row with '- '")
-        loader.get_event()
-        while not loader.check_event(yaml.SequenceEndEvent):
-            node: Any = loader.compose_node(None, 0)
-            line = node.start_mark.line + 1
-            try:
-                yield line, _as_row(loader.construct_document(node))
-            except (_Unreadable, yaml.constructor.ConstructorError, ValueError) as error:
-                why = str(getattr(error, "problem", "") or error)
-                yield line, _Unreadable(why.splitlines()[0][:200])
-        loader.get_event()
-        loader.get_event()
-        if not loader.check_event(yaml.StreamEndEvent):
-            line = loader.peek_event().start_mark.line + 1
-            raise _Unreadable("something follows the list: keep to one list per file")
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        yield (mark.line + 1 if mark else line), _broken_yaml(error)
-    except _Unreadable as error:
-        yield line, error
-    except (RecursionError, ValueError):
-        yield line, _Unreadable("too deeply nested: a row is a text or a table of texts")
-    finally:
-        loader.dispose()
-
-
-class _Reader:
-    """A file for PyYAML, which asks for a name and for pieces of text."""
-
-    name = "the list"
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = iter(lines)
-
-    def read(self, size: int = -1) -> str:
-        pieces: list[str] = []
-        while sum(map(len, pieces)) < max(size, 1) and (piece := next(self.lines, "")):
-            pieces.append(piece)
-        # YAML forbids these; what was undecodable shall be one bad row, not the end of the list
-        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", "".join(pieces))
-
-
-def _broken_yaml(error: Exception) -> _Unreadable:
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-    return _Unreadable(f"the list cannot be read from here on ({problem}): mend this line")
-
-
-_READERS: dict[str, Callable[[Iterable[str]], _Raw]] = {
+_READERS: dict[str, Callable[[Iterable[str]], Raw]] = {
     "txt": _txt,
     "csv": _csv,
     "jsonl": _jsonl,
-    "yaml": _yaml,
+    "yaml": read_yaml,
 }
 KINDS = tuple(_READERS)

@@ -20,6 +20,7 @@ class Painter:
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings = pipe, settings
         self._loras: tuple[tuple[str, float, str], ...] = ()
+        self.cut = 0  # prompts of which the text encoder drops some words
         self._record: dict[str, Any] | None = None
 
     @property
@@ -52,30 +53,37 @@ class Painter:
                 "student_revision": settings.revision,
                 "student_hash": settings.student_hash,
                 "steps": settings.steps,
-                "timesteps": list(settings.timesteps),
                 "dtype": settings.dtype,
                 "device": self.device,
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
             }
-        return {**self._record, **record_of(job)}
+        return {**self._record, "timesteps": self._timesteps(job), **record_of(job)}
+
+    def _timesteps(self, job: Job) -> list[int]:
+        """Those that were decoded."""
+        if job.decoders == "exact":
+            return list(self.settings.timesteps)
+        return self.pipe.schedule(self.settings.steps, job.decoders).timesteps.tolist()
 
     def _call(self, jobs: Sequence[Job]) -> Iterator[Any]:
         first = jobs[0]
-        # Passed only where it is not the default: any TiuePipeline knows the exact decoders.
-        options = {} if first.decoders == "exact" else {"decoders": first.decoders}
-        with warnings.catch_warnings():
-            # Which words a text encoder drops is told once a run, by the engine.
-            warnings.filterwarnings("ignore", message="the prompt is longer")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             output = self.pipe(
                 [job.prompt for job in jobs],
                 seed=[job.seed for job in jobs],
                 width=first.width,
                 height=first.height,
                 steps=self.settings.steps,
+                decoders=first.decoders,
                 batch_size=len(jobs),
-                **options,
             )
+        for one in caught:
+            if str(one.message).startswith("the prompt is longer"):
+                self.cut += 1  # told once, when all is done, and not a thousand times
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return iter(output.images)
 
     def use(self, loras: tuple[tuple[str, float, str], ...]) -> None:

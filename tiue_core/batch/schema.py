@@ -11,13 +11,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ..arguments import SEEDS
+from ..arguments import DECODERS, SEEDS
 
 PROMPT_LIMIT = 10_000  # characters; text encoders read some 77 tokens
 FREE_LIMIT = 1_000  # characters of a free column
 COUNT_LIMIT = 100_000  # pictures of one row
 SIDE_LIMIT = 4096  # px
-DECODERS = ("exact", "fast")
 ALIASES = {"negative_prompt": "negative", "n_iter": "count", "loras": "lora"}
 _COLUMN = re.compile(r"[^\W\d]\w{0,63}")
 

@@ -75,11 +75,12 @@ def _wrapped(draw: Any, font: Any, text: str, most: int = 7) -> list[str]:
 
 
 def _thumbnail(path: Path) -> Any:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            small = ImageOps.contain(image.convert("RGB"), (CELL, CELL))
+            image.thumbnail((CELL, CELL))  # only ever smaller
+            small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         small = Image.new("RGB", (CELL, CELL), "#ddd")
     cell = Image.new("RGB", (CELL, CELL), "#f4f4f4")

@@ -171,7 +171,18 @@ class Studio:
                 retry_failed,
                 mine or (lambda number: True),
             )
+            cut = self.painter.cut
             yield run
+            if run.negatives:
+                self.notes.append(
+                    f"{run.negatives} negative prompts are kept in the metadata only: a student "
+                    "paints without guidance"
+                )
+            if self.painter.cut > cut:
+                self.notes.append(
+                    f"{self.painter.cut - cut} prompts are longer than the text encoder reads: "
+                    "their last words count for nothing"
+                )
             if plan.fingerprint() != fingerprint:
                 self.notes.append(f"{plan.name} changed while it was read: run again")
             elif run.finished and (left := manifest.unseen()):

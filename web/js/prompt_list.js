@@ -6,6 +6,7 @@ import { app } from "../../../scripts/app.js";
 const NODE = "TiUEPromptList";
 const QUIET = 300; // ms without a keystroke before the list is checked
 const LINE = 18; // px
+const SIZE = [420, 680]; // px, of a new node
 
 const STYLE = `
 .tiue-list { box-sizing: border-box; overflow-y: auto; font: 12px sans-serif; padding: 2px 4px;
@@ -145,6 +146,8 @@ app.registerExtension({
             getMaxHeight: () => 140,
         });
         widget.serialize = false;
+        const [wide, high] = node.size;
+        node.setSize([Math.max(wide, SIZE[0]), Math.max(high, SIZE[1])]); // room for the text
         for (const name of ["text", "file", "kind", "combinations"]) {
             const watched = node.widgets?.find((one) => one.name === name);
             if (!watched) continue;
