@@ -148,7 +148,7 @@ def test_a_list_with_a_bad_row(page: Any, tmp_path: Path) -> None:
     page.get_by_text("2 pictures to make, 1 bad row left out").wait_for(timeout=SLOW)
     assert bad.count() == 1 and "seed: 'many' is no seed" in bad.inner_text()
     page.click("#tiue-make")
-    page.wait_for_selector("#tiue-progress:has-text('2 made, 1 bad rows left out')", timeout=SLOW)
+    page.wait_for_selector("#tiue-progress:has-text('2 made, 1 bad row left out')", timeout=SLOW)
     page.wait_for_selector("#tiue-gallery img", timeout=SLOW)
     with page.expect_download(timeout=SLOW) as saved:
         page.click("#tiue-zip")

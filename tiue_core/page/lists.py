@@ -235,7 +235,7 @@ def lists(desk: Desk, choices: Choices) -> None:
             counts, stopped = work.run.counts, work.run.cancelled
             words = [f"**{counts.made} made**"]
             words += [f"{counts.failed} failed"] * bool(counts.failed)
-            words += [f"{counts.bad} bad rows left out"] * bool(counts.bad)
+            words += [f"{counts.bad} bad row{'s' * (counts.bad != 1)} left out"] * bool(counts.bad)
             words += ["stopped"] * stopped
             archive = gr.DownloadButton(value=str(work.zip()), visible=True)
             yield ", ".join(words), made, archive, idle, busy
