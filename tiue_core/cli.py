@@ -19,7 +19,13 @@ from . import __version__
 from .console import Failed, ask_license, emit, progress, quiet_libraries, run, say
 from .errors import TiueError
 
-COMMANDS = (".batch.command", ".train.command", ".evaluate.command", ".bench.command")
+COMMANDS = (
+    ".batch.command",
+    ".page.command",
+    ".train.command",
+    ".evaluate.command",
+    ".bench.command",
+)
 """Modules with a `register(app)` that adds their commands; cheap to import."""
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
@@ -205,6 +211,8 @@ def _paint(
     """Paint and save batch by batch; return what was saved, and what stopped it if anything."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from .record import record as record_of
+
     images: list[dict[str, Any]] = []
     try:
         with ThreadPoolExecutor(1) as pool, progress("loading", None):
@@ -212,7 +220,15 @@ def _paint(
             pipe = _load(order, source, device, base)
             if order.draft:
                 pipe.load_draft(accept_license=accept_license)
-            record = {**_record(order, source, pipe), "student_hash": digest.result()}
+            record = record_of(
+                pipe,
+                source,
+                digest.result(),
+                steps=order.steps,
+                decoders=order.decoders,
+                draft=order.draft,
+                loras=[lora.record() for lora in order.loras],
+            )
         if order.student_hash not in (None, record["student_hash"]):
             warnings.warn(
                 "that picture was made with other weights, so it may differ", stacklevel=2
@@ -275,27 +291,6 @@ def _paint_batch(
         size = {"width": image.width, "height": image.height}
         path = save_image(image, out, {**record, "prompt": prompt, "seed": seed, **size})
         yield {"path": str(path), "prompt": prompt, "seed": seed, **size}
-
-
-def _record(order: Order, source: Any, pipe: Any) -> dict[str, Any]:
-    """The part of the metadata that all pictures of one order share."""
-    import diffusers
-    import torch
-
-    return {
-        "student": source.name,
-        "student_revision": source.revision,
-        "steps": order.steps,
-        "decoders": order.decoders,
-        **({"draft": True} if order.draft else {}),
-        "timesteps": pipe.schedule(order.steps, order.decoders).timesteps.tolist(),
-        "loras": [lora.record() for lora in order.loras],
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "device": pipe.device.type,
-        "version": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
 
 
 def _remember(order: Order, origin: Path) -> None:

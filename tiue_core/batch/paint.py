@@ -30,7 +30,7 @@ class Painter:
     def paint(self, jobs: Sequence[Job]) -> list[Outcome]:
         """One outcome per job. What goes wrong with one job leaves the others alone."""
         try:
-            self._use(jobs[0].loras)
+            self.use(jobs[0].loras)
             return list(self._call(jobs))
         except TiueError as error:  # a LoRA that does not fit: the same for all of them
             return [str(error)] * len(jobs)
@@ -86,7 +86,8 @@ class Painter:
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return iter(output.images)
 
-    def _use(self, loras: tuple[tuple[str, float, str], ...]) -> None:
+    def use(self, loras: tuple[tuple[str, float, str], ...]) -> None:
+        """Have these LoRAs loaded and no others: (path, strength, SHA-256) each."""
         if loras == self._loras:
             return
         if self._loras:

@@ -1,0 +1,116 @@
+"""`tiue app`: the page."""
+
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command("app")(app_command)
+
+
+def app_command(
+    student: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default="all that are here",
+            help="Name, folder, .safetensors file or hub id; may be given many times.",
+        ),
+    ] = None,
+    loras: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of LoRAs to offer.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    share: Annotated[
+        bool, typer.Option("--share", help="A public address, through Gradio's servers.")
+    ] = False,
+    auth: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:PASSWORD", help="Ask for it; may be given many times."),
+    ] = None,
+    queue: Annotated[int, typer.Option(help="More waiting pictures are turned away.")] = 64,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the browser.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Folder with what a single-file student lacks.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Open the page: pictures while you type, prompt lists, comparisons.
+
+    Example: tiue app --student stickers --port 7860
+    """
+    if not 0 <= port < 65536:
+        raise typer.BadParameter(f"{port}: give a number from 0 to 65535", param_hint="--port")
+    if queue < 1:
+        raise typer.BadParameter(f"{queue}: give 1 or more", param_hint="--queue")
+    users = [_user(text) for text in auth or []]
+    from ..console import ask_license, emit, say
+    from ..errors import TiueError
+    from .state import House, Limits, offered
+
+    if util.find_spec("gradio") is None:
+        raise TiueError("the page needs Gradio: pip install 'tiue[app]'")
+    house = House.of(
+        offered(student or [], ask_license(accept_license)),
+        loras,
+        limits=Limits(waiting=queue),
+        device=device,
+        dtype=dtype,
+        base=base,
+    )
+    for label in house.students:
+        say(f"{label}: {house.licence(label)}")
+    from .build import build, launch
+
+    page, desk = build(house)
+    try:
+        _, local, shared = launch(
+            page,
+            desk,
+            server_name=host,
+            server_port=port or _free_port(host),
+            share=share,
+            auth=users or None,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+        )
+    except OSError:
+        raise TiueError(f"port {port} is taken: give another --port, or 0 for a free one") from None
+    address = shared or local
+    if json:
+        emit({"url": address, "students": list(house.students)})
+    else:
+        print(f"{address}  (Ctrl-C stops)", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+        desk.close()
+
+
+def _user(text: str) -> tuple[str, str]:
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise typer.BadParameter("give it as NAME:PASSWORD", param_hint="--auth")
+    return name, password
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
