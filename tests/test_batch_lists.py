@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -333,10 +332,12 @@ def tiue(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("part", range(10))
-def test_malformed_lists(tiue: Any, files: Path, tmp_path: Path, part: int) -> None:
+def test_malformed_lists(
+    tiue: Any, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
-    os.chdir(inside)
+    monkeypatch.chdir(inside)
     slowest = 0.0
     for number in range(part * 50, part * 50 + 50):
         fuzzed = fuzz_lists.make(number)

@@ -19,7 +19,8 @@ from tiue_core.train.distill import DistillTask, normal_kl
 from tiue_core.train.loop import Average, generator_for, rate, train
 from tiue_core.train.recipe import DistillRecipe, load_recipe
 
-RECIPES = [*Path("tiue_core").glob("**/recipes/**/*.yaml")]
+ROOT = Path(__file__).parents[1]
+RECIPES = [*(ROOT / "tiue_core").glob("**/recipes/**/*.yaml")]
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_noising_is_the_schedulers(recipe: DistillRecipe) -> None:
     assert (made - wanted).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=str)
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_shipped_recipes_are_valid(file: Path) -> None:
     assert load_recipe(file).steps > 0
 
