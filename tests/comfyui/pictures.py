@@ -25,7 +25,6 @@ from place import BUILT_IN, HERE, ROOT, find
 from server import Server, nodes_of, to_prompt
 
 SIDE = 384  # px of a thumbnail
-STUDENT = "stickers" if BUILT_IN.is_dir() else "tiue/student"
 DOCS = ROOT / "docs" / "comfyui"
 
 
@@ -34,8 +33,6 @@ def thumbnails(server: Server) -> None:
     info = server.get("/object_info")
     for path in sorted((ROOT / "workflows").glob("*.json")):
         prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
-        for loader in nodes_of(prompt, "TiUELoadStudent"):
-            loader["student"] = STUDENT
         for loader in nodes_of(prompt, "LoraLoader"):
             loader["strength_model"] = loader["strength_clip"] = 0.1  # a random LoRA
         run = server.run(prompt)
@@ -76,7 +73,6 @@ def screenshots(server: Server) -> None:
     settings = {
         "TIUE_SERVER": server.url,
         "TIUE_CHROMIUM": os.environ.get("CHROMIUM") or shutil.which("chromium") or "",
-        "TIUE_STUDENT": STUDENT,
         "TIUE_SCREENSHOTS": str(DOCS),
     }
     command = [server.comfy.python, "-m", "pytest", "-q", "--override-ini", "addopts="]
@@ -102,15 +98,12 @@ def main() -> None:
         base = Path(scratch) / "base"
         base.mkdir()
         server = Server(comfy, base)
-        student = BUILT_IN if BUILT_IN.is_dir() else Path(scratch) / "student"
-        if not student.is_dir():
-            run("tiny.py", student)
-        run("scratch.py", base / "models", student)
+        run("scratch.py", base / "models", BUILT_IN)
         controlnet = base / "models" / "controlnet" / "your-controlnet.safetensors"
         if given.controlnet:
             shutil.copyfile(given.controlnet, controlnet)
         else:
-            run("edges.py", student, controlnet)
+            run("edges.py", BUILT_IN, controlnet)
         with server:
             thumbnails(server)
             if given.page:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from place import BUILT_IN, ROOT
+from place import ROOT
 from server import Prompt, Refused, Server, nodes_of, to_prompt
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -41,10 +41,8 @@ def info(server: Server) -> dict[str, Any]:
 
 
 def shipped(info: dict[str, Any], name: str) -> Prompt:
-    """A workflow of the pack as a prompt, with a student that is here."""
+    """A workflow of the pack as a prompt."""
     prompt = to_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text()), info)
-    for loader in nodes_of(prompt, "TiUELoadStudent"):
-        loader["student"] = "stickers" if BUILT_IN.is_dir() else "tiue/student"
     return prompt
 
 
@@ -82,7 +80,7 @@ def test_locales_name_every_node_and_input(server: Server, info: dict[str, Any])
 def test_templates_are_offered(server: Server) -> None:
     offered = server.get("/workflow_templates")["tiue"]
     assert sorted(offered) == sorted(path.stem for path in WORKFLOWS)
-    for path in WORKFLOWS if BUILT_IN.is_dir() else ():
+    for path in WORKFLOWS:
         assert server.read(f"/api/workflow_templates/tiue/{path.stem}.jpg")[:3] == b"\xff\xd8\xff"
 
 

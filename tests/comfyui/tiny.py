@@ -240,9 +240,3 @@ def _controlnet_names(layers: int, levels: int) -> list[tuple[str, str]]:
     }
     inside = r"((?:input_blocks\.\d+|middle_block)\.\d+\.)"
     return rules + [(rf"{inside}{old}\.", rf"\1{new}.") for old, new in parts.items()]
-
-
-if __name__ == "__main__":
-    import sys
-
-    student(Path(sys.argv[1]))

@@ -161,7 +161,8 @@ def batch(
         from ..console import say
         from .rays import Order, ray_engine
 
-        order = Order(str(student), studio.settings.student_hash, device, dtype, steps, base)
+        shared = studio.settings  # the precision too: it is part of what a picture is
+        order = Order(str(student), shared.student_hash, device, shared.dtype, steps, base)
         options["engine"] = ray_engine(
             order,
             actors=actors,

@@ -69,7 +69,6 @@ def ray_engine(
     order: Order,
     *,
     actors: int | None = None,
-    gpus: float | None = None,
     address: str | None = None,
     kind: str = "png",
     metadata: bool = True,
@@ -98,11 +97,11 @@ def ray_engine(
             return
         mine = not ray.is_initialized()
         if mine:
-            _start(ray, address)
+            _start(ray, address, actors or 1)
         try:
-            on_gpu = gpus if gpus is not None else (1.0 if _cluster(ray, "GPU") >= 1 else 0.0)
-            count = actors or max(int(_cluster(ray, "GPU") / on_gpu), 1) if on_gpu else actors or 1
-            count = min(count, len(rows))
+            cards = 0 if order.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+            on_gpu = cards > 0
+            count = min(actors or cards or 1, len(rows))
             report(f"ray: {count} actors, {'a GPU' if on_gpu else 'a CPU'} each")
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
@@ -113,7 +112,7 @@ def ray_engine(
                 fn_constructor_args=(order, kind, metadata),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=count),
-                num_gpus=on_gpu or None,
+                num_gpus=1 if on_gpu else None,
                 num_cpus=None if on_gpu else 1,
             )
             for row in data.iter_rows():
@@ -128,11 +127,14 @@ def ray_engine(
     return engine
 
 
-def _start(ray: Any, address: str | None) -> None:
+def _start(ray: Any, address: str | None, actors: int) -> None:
     # Ray runs its workers at niceness 15: on a machine that does anything else they starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options = {} if address else {"include_dashboard": False}
+    options: dict[str, Any] = {}
+    if not address:
+        cpus = max(os.cpu_count() or 1, actors + 1)  # Ray waits for ever for a CPU it has not
+        options = {"include_dashboard": False, "num_cpus": cpus}
     try:
         ray.init(
             address=address,
@@ -144,7 +146,3 @@ def _start(ray: Any, address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TiueError(f"no Ray cluster: {first[:200]}") from None
-
-
-def _cluster(ray: Any, resource: str) -> float:
-    return float(ray.cluster_resources().get(resource, 0))

@@ -83,6 +83,6 @@ def _thumbnail(path: Path) -> Any:
             small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         small = Image.new("RGB", (CELL, CELL), "#ddd")
-    cell = Image.new("RGB", (CELL, CELL), "#f4f4f4")
+    cell = Image.new("RGB", (CELL, CELL), "white")
     cell.paste(small, ((CELL - small.width) // 2, (CELL - small.height) // 2))
     return cell

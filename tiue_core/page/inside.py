@@ -103,7 +103,7 @@ def inside(desk: Desk, choices: Choices) -> None:
             prompt = gr.Textbox("a cat on a blue background", label="Prompt", lines=2)
             apart = gr.Checkbox(False, label="Another prompt for the decoders")
             second = gr.Textbox(
-                "a dog on a red background", label="Decoders' prompt", lines=2, visible=False
+                "a frog on a red background", label="Decoders' prompt", lines=2, visible=False
             )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             gains = [

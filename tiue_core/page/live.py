@@ -16,7 +16,7 @@ EXAMPLES = (
     "a cat on a blue background",
     "a gift and a boat on a pink background",
     "a rocket on a white background",
-    "a tree and a dog on a yellow background",
+    "a tree and a frog on a yellow background",
 )
 DRAWN = 2**32  # seeds that the dice may show: short enough to be read
 LIVE, MORE = "live", "variations"  # lanes: a new text makes both needless

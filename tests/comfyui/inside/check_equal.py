@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import TOLERANCE, Student
+from harness import TOLERANCE, Student, loading
 
 import comfy.samplers  # isort: skip
 import nodes as stock  # isort: skip
@@ -34,6 +34,21 @@ def test_a_latent_is_the_prompts_and_the_seeds(student):
     reference = student.reference(PROMPT, 7)
     for other in (student.reference("a dog", 7), student.reference(PROMPT, 8)):
         assert student.distance(other / student.scale, reference) > 1000 * TOLERANCE
+
+
+def test_the_teacher(nodes):
+    """`stickers` with the teacher's UNet, whose loop is the stock KSampler's on its sigmas."""
+    from tiue_pack.tiue_core import students
+
+    source = students.find("stickers-teacher")
+    model, clip, _ = loading.load_folder(source.path, dtype=torch.float32, unet=source.unet)
+    pipe = students.load("stickers-teacher")
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    out = nodes.OnePassSampler(model, positive, latent, 7)["samples"]
+    reference = pipe(PROMPT, seed=7, output_type="latent").images
+    scale = model.model.latent_format.scale_factor
+    assert (out * scale - reference).abs().max() <= TOLERANCE
 
 
 def test_image(student, nodes):
@@ -207,7 +222,7 @@ def test_a_checkpoint_file(tmp_path, nodes, family):
     """One file through ComfyUI's own loader, which takes this one of 2.1 for v-prediction."""
     import tiny
     from safetensors.torch import save_file
-    from tiue_pack.nodes.native import loading, onepass
+    from tiue_pack.nodes.native import onepass
 
     shapes = {
         "sd1.5": {"cross_attention_dim": 768, "attention_head_dim": 8},

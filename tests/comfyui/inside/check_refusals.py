@@ -117,7 +117,7 @@ def test_no_unet(nodes, not_a_unet, positive, student):
 def test_inpainting(nodes, inpainting, positive, student):
     from tiue_pack.nodes.native import loading
 
-    model = loading._unet(inpainting, loading._config(inpainting / "vae"), torch.float32)
+    model, _, _ = loading.load_folder(inpainting, dtype=torch.float32)
     with refused("takes 9 channels .* connect the MODEL of Load Student"):
         nodes.OnePassSampler(model, positive, student.latent(), 0)
 
@@ -246,8 +246,11 @@ def test_students_are_found_and_loaded(nodes, in_models):
 
     assert folders.choices()[0] == "stickers" and "tiue/mine" in folders.choices()
     assert LoadStudent.validate_inputs("tiue/mine") is True
-    model, clip, vae = nodes.LoadStudent("tiue/mine")
-    assert None not in (model, clip, vae)
+    for choice in ("tiue/mine", "stickers", "stickers-teacher"):
+        assert LoadStudent.validate_inputs(choice) is True
+        assert LoadStudent.fingerprint_inputs(choice)
+        model, clip, vae = nodes.LoadStudent(choice)
+        assert None not in (model, clip, vae)
     before = LoadStudent.fingerprint_inputs("tiue/mine")
     (in_models / "scheduler" / "scheduler_config.json").touch()
     assert LoadStudent.fingerprint_inputs("tiue/mine") != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -13,6 +14,10 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny
 sys.argv = ["main.py", "--cpu"]
+
+# What is larger than 128 KiB comes from the system and goes back to it when freed (glibc's
+# M_MMAP_THRESHOLD), so that a cap on the address space is a cap on what is in use.
+CAPPABLE = hasattr(ctypes.CDLL(None), "mallopt") and ctypes.CDLL(None).mallopt(-3, 1 << 17) == 1
 
 import comfy.options  # noqa: E402
 
@@ -40,7 +45,7 @@ from tiue_pack.nodes import folders  # noqa: E402
 from tiue_pack.nodes.native import loading  # noqa: E402
 from tiue_pack.tiue_core.pipeline import TiuePipeline  # noqa: E402
 
-__all__ = ["TOLERANCE", "Student", "called", "differences", "tiny"]
+__all__ = ["CAPPABLE", "TOLERANCE", "Student", "called", "differences", "loading", "tiny"]
 folders.register()
 
 

@@ -1,6 +1,6 @@
 """The real page in a real browser: templates, pictures on nodes, live mode.
 
-Run by test_page.py in ComfyUI's Python, with $TIUE_SERVER, $TIUE_CHROMIUM and $TIUE_STUDENT; with
+Run by test_page.py in ComfyUI's Python, with $TIUE_SERVER and $TIUE_CHROMIUM; with
 $TIUE_SCREENSHOTS it leaves a picture of every template there.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-URL, STUDENT = os.environ["TIUE_SERVER"], os.environ["TIUE_STUDENT"]
+URL = os.environ["TIUE_SERVER"]
 SLOW = 300_000  # ms; for machines that do other things too
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[3] / "workflows").glob("*.json"))
 READY = (
@@ -39,14 +39,11 @@ LISTEN = """() => {
         app.api.addEventListener(`execution_${how}`, ({ detail }) =>
             window.tiueEnds.push({ how, id: detail.prompt_id, detail }));
 }"""
-OPEN = """async ([name, student]) => {
+OPEN = """async (name) => {
     const answer = await fetch(`/api/workflow_templates/tiue/${name}.json`);
     const workflow = await answer.json();
     await app.loadGraphData(workflow, true, true, name);
     const nodes = app.graph._nodes;
-    for (const node of nodes)
-        if (node.comfyClass === 'TiUELoadStudent')
-            node.widgets.find((widget) => widget.name === 'student').value = student;
     return {
         missing: nodes.map((node) => node.type)
             .filter((type) => !LiteGraph.registered_node_types[type]),
@@ -108,7 +105,7 @@ def queue_and_wait(page: Page) -> dict:
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_template_opens_runs_and_shows_its_pictures(page, name):
-    opened = page.evaluate(OPEN, [name, STUDENT])
+    opened = page.evaluate(OPEN, name)
     assert opened["missing"] == [] and opened["loose"] == 0
     assert opened["count"] == opened["expected"]
     page.keyboard.press("Escape")
@@ -134,7 +131,7 @@ def texts(entry: dict) -> list[str]:
 
 
 def test_live_mode_runs_the_last_text_and_stops(page):
-    page.evaluate(OPEN, ["live-typing", STUDENT])
+    page.evaluate(OPEN, "live-typing")
     page.evaluate(FIT)
     queue_and_wait(page)
     before = len(history())
@@ -167,7 +164,7 @@ def test_live_mode_runs_the_last_text_and_stops(page):
 
 
 def test_pin_keeps_the_seed_of_the_picture(page):
-    page.evaluate(OPEN, ["text-to-image", STUDENT])
+    page.evaluate(OPEN, "text-to-image")
     page.evaluate(FIT)
     seeds = """() => Object.fromEntries(app.graph._nodes
         .find((node) => node.type === 'TiUEOnePassSampler').widgets
