@@ -88,6 +88,7 @@ def app_command(
             prevent_thread_lock=True,
         )
     except OSError:
+        desk.close()  # a thread that is still loading when Python ends would bring it down
         raise TiueError(f"port {port} is taken: give another --port, or 0 for a free one") from None
     address = shared or local
     if json:
