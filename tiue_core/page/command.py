@@ -63,6 +63,7 @@ def app_command(
 
     if util.find_spec("gradio") is None:
         raise TiueError("the page needs Gradio: pip install 'tiue[app]'")
+    port = _free_port(host, port)  # before a model is loaded
     house = House.of(
         offered(student or [], ask_license(accept_license)),
         loras,
@@ -81,13 +82,14 @@ def app_command(
             page,
             desk,
             server_name=host,
-            server_port=port or _free_port(host),
+            server_port=port,
             share=share,
             auth=users or None,
             inbrowser=browser,
             prevent_thread_lock=True,
         )
     except OSError:
+        desk.close()  # a thread that is still loading when Python ends would bring it down
         raise TiueError(f"port {port} is taken: give another --port, or 0 for a free one") from None
     address = shared or local
     if json:
@@ -108,9 +110,17 @@ def _user(text: str) -> tuple[str, str]:
     return name, password
 
 
-def _free_port(host: str) -> int:
+def _free_port(host: str, port: int) -> int:
     import socket
 
+    from ..errors import TiueError
+
     with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise TiueError(
+                f"port {port} is taken: give another --port, or 0 for a free one"
+            ) from None
+        return int(probe.getsockname()[1])
