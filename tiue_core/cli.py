@@ -81,6 +81,7 @@ class Order:
     width: int | None = None
     height: int | None = None
     steps: int | None = None
+    decoders: str = "exact"
     dtype: str | None = None
     loras: list[Any] = field(default_factory=list)
     student_hash: str | None = None
@@ -107,6 +108,14 @@ def generate(
     ] = None,
     steps: Annotated[
         int | None, typer.Option(show_default="the student's", help="Decoders (K).")
+    ] = None,
+    decoders: Annotated[
+        str | None,
+        typer.Option(
+            show_default="exact",
+            metavar="exact|fast",
+            help="fast leaves out the decoders that hardly count.",
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:STRENGTH]", help="May be given many times.")
@@ -141,10 +150,16 @@ def generate(
         raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
     from .adapters import Lora
+    from .arguments import DECODERS
     from .files import check_writable
 
+    if decoders not in (None, *DECODERS):
+        raise typer.BadParameter(
+            f"{decoders}: give {' or '.join(DECODERS)}", param_hint="--decoders"
+        )
     order = Order([_clean(prompt) for prompt in prompts or []])
     given = {"student": student, "seed": seed, "width": width, "height": height, "steps": steps}
+    given["decoders"] = decoders
     order.loras = [Lora.parse(text) for text in lora or []]
     if origin is not None:
         _remember(order, origin)
@@ -225,6 +240,7 @@ def _paint_batch(
         width=order.width,
         height=order.height,
         steps=order.steps,
+        decoders=order.decoders,
     )
     for image, (prompt, seed) in zip(output.images, jobs, strict=True):
         size = {"width": image.width, "height": image.height}
@@ -241,7 +257,8 @@ def _record(order: Order, source: Any, pipe: Any) -> dict[str, Any]:
         "student": source.name,
         "student_revision": source.revision,
         "steps": order.steps,
-        "timesteps": [int(t) for t in pipe.schedule(order.steps).timesteps],
+        "decoders": order.decoders,
+        "timesteps": pipe.schedule(order.steps, order.decoders).timesteps.tolist(),
         "loras": [lora.record() for lora in order.loras],
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": pipe.device.type,
@@ -260,7 +277,8 @@ def _remember(order: Order, origin: Path) -> None:
 
     metadata = read_metadata(origin)
     order.prompts = order.prompts or [metadata["prompt"]]
-    for name in ("student", "student_hash", "seed", "width", "height", "steps", "dtype"):
+    settings = ("seed", "width", "height", "steps", "decoders", "dtype")
+    for name in ("student", "student_hash", *settings):
         if metadata.get(name) is not None:
             setattr(order, name, metadata[name])
     given = {file_hash(lora.path): i for i, lora in enumerate(order.loras)}

@@ -27,7 +27,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .arguments import seeds_of, texts_of, whole
+from .arguments import one_of, seeds_of, texts_of, whole
 from .folders import reading
 from .schedule import STEPS, OneWaySchedule
 from .unet import SplitUNet
@@ -126,11 +126,13 @@ class TiuePipeline(
         options = reading(folder, None if dtype else torch.float32)
         return super().from_pretrained(str(folder), **{**options, **kwargs})
 
-    def schedule(self, steps: int | None = None) -> OneWaySchedule:
+    def schedule(self, steps: int | None = None, decoders: str = "exact") -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""
         timesteps = self.config["timesteps"] if steps is None else None
         steps = self.config["steps"] if steps is None else steps
-        return OneWaySchedule.from_config(self.scheduler, steps=steps, timesteps=timesteps)
+        return OneWaySchedule.from_config(
+            self.scheduler, steps=steps, timesteps=timesteps, decoders=decoders
+        )
 
     @torch.no_grad()
     def __call__(
@@ -142,6 +144,7 @@ class TiuePipeline(
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
+        decoders: str = "exact",
         guidance_scale: float = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
@@ -159,6 +162,8 @@ class TiuePipeline(
             seed: the images get seed, seed + 1, ...; a list gives one each; None draws one.
             width, height: in pixels, multiples of the VAE's factor; the student's own by default.
             steps: K; the student's own by default.
+            decoders: "exact", all K; "fast", without those that carry less than 1 % of the weight
+                (``OneWaySchedule.fast``): three for the four of Stable Diffusion's students.
             guidance_scale: classifier-free guidance against ``negative_prompt``; 1 is without, as
                 students are trained.
             prompt_embeds: (P, N, D) instead of ``prompt``.
@@ -174,9 +179,7 @@ class TiuePipeline(
         Raises:
             ValueError: what is wrong with an argument, and what to give, in one line.
         """
-        if output_type not in OUTPUT_TYPES:
-            one_of = ", ".join(OUTPUT_TYPES)
-            raise ValueError(f"output_type is {output_type!r}: give one of {one_of}")
+        one_of("output_type", output_type, OUTPUT_TYPES)
         count = whole("count", count, 1)
         batch_size = whole("batch_size", batch_size, 1)
         chunk = None if chunk is None else whole("chunk", chunk, 1)
@@ -187,7 +190,7 @@ class TiuePipeline(
         if prompt_embeds is not None and prompt_embeds.ndim != 3:
             shape = tuple(prompt_embeds.shape)
             raise ValueError(f"prompt_embeds have shape {shape}: give (prompts, tokens, width)")
-        schedule = self.schedule(steps)
+        schedule = self.schedule(steps, decoders)
         texts = None if prompt is None else texts_of("prompt", prompt)
         prompts = len(prompt_embeds) if texts is None else len(texts)  # type: ignore[arg-type]
         total = prompts * count
