@@ -18,7 +18,7 @@ import typer
 from .console import Failed, ask_license, emit, progress, quiet_libraries, run, say
 from .errors import TiueError
 
-COMMANDS = (".train.command", ".evaluate.command")
+COMMANDS = (".export.command", ".page.command", ".train.command", ".evaluate.command")
 """Modules with a `register(app)` that adds their commands; cheap to import."""
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
@@ -134,6 +134,10 @@ def generate(
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
     ] = False,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.onnx", help="Run what `tiue export` wrote, without PyTorch."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -148,6 +152,16 @@ def generate(
         raise typer.BadParameter('give one in quotes, "" for the empty one', param_hint="PROMPT")
     if count < 1:
         raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
+    if graph is not None:
+        from .export.command import paint
+
+        fixed = {"student": student, "steps": steps, "decoders": decoders, "lora": lora or None}
+        for name, value in {**fixed, "base": base, "dtype": dtype}.items():
+            if value is not None:
+                raise TiueError(f"--{name} is fixed in a graph: give it to `tiue export` instead")
+        prompts = [_clean(prompt) for prompt in prompts or []]
+        order = {"seed": seed, "count": count, "width": width, "height": height, "origin": origin}
+        return paint(graph, prompts, out=out, device=device, json=json, version=_VERSION, **order)
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
     from .adapters import Lora
     from .arguments import DECODERS
