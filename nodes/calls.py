@@ -10,11 +10,10 @@ from .schema import (
     Features,
     Predictions,
     chunk_input,
-    decoders_input,
-    latent_input,
+    from_noise,
+    latent_output,
     model_input,
     schema,
-    seed_input,
 )
 
 
@@ -29,15 +28,7 @@ class Encode(io.ComfyNode):
             description="The first call of the method: the encoder of the U-Net runs once, on pure "
             "noise, at the first timestep. Decode at All Timesteps takes it from there.",
             search_aliases=["tiue", "encoder features", "unet encoder"],
-            inputs=[
-                model_input(),
-                io.Conditioning.Input(
-                    "positive", tooltip="The prompt the encoder sees. A ControlNet on it acts here."
-                ),
-                latent_input(),
-                seed_input(),
-                decoders_input(),
-            ],
+            inputs=from_noise("The prompt the encoder sees. A ControlNet on it acts here."),
             outputs=[
                 Features.Output(
                     display_name="features", tooltip="What all decoders share: skips and middle."
@@ -134,7 +125,7 @@ class Combine(io.ComfyNode):
                     tooltip="A factor for the weight of the noise, S.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
+            outputs=[latent_output()],
         )
 
     @classmethod

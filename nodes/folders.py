@@ -11,7 +11,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..tiue_core.students import REGISTRY
+from ..tiue_core.students import REGISTRY, TEACHER
 
 KIND = "tiue"
 _FOLDERS = (KIND, "diffusers")  # where diffusers folders are looked for
@@ -28,16 +28,16 @@ def register() -> None:
 
 def choices() -> list[str]:
     """All students that can be chosen, the built-in one first."""
-    return list(dict.fromkeys([*REGISTRY, *_on_disk()]))
+    return list(dict.fromkeys([*REGISTRY, TEACHER, *_on_disk()]))
 
 
 def on_disk(choice: str) -> Path | None:
-    """The folder or file that a choice stands for; None: a name of the registry.
+    """The folder or file that a choice stands for; None: a name that `students` knows.
 
     Raises:
         ValueError: it was there when the list was made, and is not any more.
     """
-    if choice in REGISTRY:
+    if choice in REGISTRY or choice == TEACHER:
         return None
     path = _on_disk().get(choice)
     if path is None:
@@ -46,6 +46,11 @@ def on_disk(choice: str) -> Path | None:
             "to refresh the list and choose another"
         )
     return path
+
+
+def built_in(choice: str) -> Path | None:
+    """Where the files of a choice lie that came with this pack."""
+    return REGISTRY["stickers" if choice == TEACHER else choice].folder
 
 
 def _on_disk() -> dict[str, Path]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
 from ..tiue_core import students
@@ -27,9 +25,10 @@ class LoadStudent(io.ComfyNode):
                 io.Combo.Input(
                     "student",
                     options=folders.choices(),
-                    tooltip="'stickers' is built in. The loopfree students are downloaded once. "
-                    "Diffusers folders and .safetensors checkpoints of ComfyUI's model folders "
-                    "follow.",
+                    tooltip="'stickers' is built in, and so is the teacher it was made from, an "
+                    "ordinary model for the stock KSampler. The loopfree students are downloaded "
+                    "once. Diffusers folders and .safetensors checkpoints of ComfyUI's model "
+                    "folders follow.",
                 ),
                 io.Boolean.Input(
                     "accept_licence",
@@ -58,7 +57,7 @@ class LoadStudent(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, student: str, accept_licence: bool = False) -> object:
         """What changes when the student's files do."""
-        path = folders.on_disk(student) or students.REGISTRY[student].folder
+        path = folders.on_disk(student) or folders.built_in(student)
         files = sorted(path.rglob("*")) if path and path.is_dir() else [path]
         return [(str(file), file.stat().st_mtime_ns) for file in files if file and file.is_file()]
 
@@ -68,22 +67,27 @@ class LoadStudent(io.ComfyNode):
 
         from .native import loading
 
-        path = folders.on_disk(student) or _released(student, accept_licence)
+        path = folders.on_disk(student)
+        source = _known(student, accept_licence) if path is None else students.Source(student, path)
         embeddings = folder_paths.get_folder_paths("embeddings")
-        if path.is_dir():
-            return io.NodeOutput(*loading.load_folder(check_folder(path), embeddings))
-        return io.NodeOutput(*loading.load_checkpoint(path, embeddings))
+        if source.path.is_dir():
+            folder = check_folder(source.path)
+            return io.NodeOutput(*loading.load_folder(folder, embeddings, unet=source.unet))
+        return io.NodeOutput(*loading.load_checkpoint(source.path, embeddings))
 
 
-def _released(student: str, accept_licence: bool) -> Path:
-    """The folder of a student of the registry, downloaded if need be."""
+def _known(student: str, accept_licence: bool) -> students.Source:
+    """A student that is known by name, downloaded if need be."""
 
     def accept(terms: str) -> bool:
         if not accept_licence:
             raise ValueError(f"{terms}. Switch accept_licence on to accept this and download it")
         return True
 
-    return students.find(student, accept_license=accept).path
+    from .native import progress
+
+    with progress.interruptible():
+        return students.find(student, accept_license=accept, bar=progress.NodeBar)
 
 
 NODES = [LoadStudent]

@@ -7,12 +7,15 @@ from typing import Any
 from comfy_api.latest import io
 
 from .schema import (
+    check_speed,
     chunk_input,
     decoders_input,
-    latent_input,
+    from_noise,
+    latent_output,
     model_input,
     schema,
     seed_input,
+    speed_input,
 )
 
 
@@ -35,11 +38,7 @@ class OnePassSampler(io.ComfyNode):
                 "one-way ticket",
             ],
             inputs=[
-                model_input(),
-                io.Conditioning.Input("positive", tooltip="What the picture should show."),
-                latent_input(),
-                seed_input(),
-                decoders_input(),
+                *from_noise("What the picture should show."),
                 io.Float.Input(
                     "guidance",
                     default=1.0,
@@ -55,8 +54,9 @@ class OnePassSampler(io.ComfyNode):
                     tooltip="What to guide away from. Used only where guidance is not 1.",
                 ),
                 chunk_input(),
+                speed_input(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
+            outputs=[latent_output()],
         )
 
     @classmethod
@@ -70,10 +70,12 @@ class OnePassSampler(io.ComfyNode):
         guidance: float = 1.0,
         negative: Any = None,
         chunk: int = 0,
+        speed: str = "plain",
     ) -> io.NodeOutput:
         from .native.paint import one_pass
 
-        samples = one_pass(model, positive, negative, guidance, latent, seed, decoders, chunk)
+        how = (decoders, chunk, check_speed(speed))
+        samples = one_pass(model, positive, negative, guidance, latent, seed, *how)
         # The page shows and pins the seed of the picture; JSON has no integers that large.
         return io.NodeOutput({**latent, "samples": samples}, ui={"seed": [str(seed)]})
 
@@ -89,15 +91,15 @@ class SamplerObject(io.ComfyNode):
             description="The one-pass sampler for SamplerCustom and SamplerCustomAdvanced, with "
             "any guider. Feed it the SIGMAS of One-Pass Sigmas.",
             search_aliases=["tiue", "custom sampler", "ksampler select", "one step"],
-            inputs=[chunk_input()],
+            inputs=[chunk_input(), speed_input()],
             outputs=[io.Sampler.Output(tooltip="For the sampler input of SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, chunk: int = 0) -> io.NodeOutput:
+    def execute(cls, chunk: int = 0, speed: str = "plain") -> io.NodeOutput:
         from .native.onepass import OnePassSampler as Sampler
 
-        return io.NodeOutput(Sampler(chunk))
+        return io.NodeOutput(Sampler(chunk, check_speed(speed)))
 
 
 class Sigmas(io.ComfyNode):
@@ -162,16 +164,18 @@ class PatchModel(io.ComfyNode):
             description="Makes the stock KSampler paint in one pass: set its steps to 1, cfg to 1, "
             "denoise to 1 and the scheduler to normal or simple.",
             search_aliases=["tiue", "ksampler", "model sampling", "patch"],
-            inputs=[model_input(), decoders_input(), chunk_input()],
+            inputs=[model_input(), decoders_input(), chunk_input(), speed_input()],
             outputs=[io.Model.Output(tooltip="For the stock KSampler, at one step.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, decoders: int = 0, chunk: int = 0) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, decoders: int = 0, chunk: int = 0, speed: str = "plain"
+    ) -> io.NodeOutput:
         from .native import checks, onepass
 
         checks.student(model)
-        return io.NodeOutput(onepass.patched(model, decoders, chunk))
+        return io.NodeOutput(onepass.patched(model, decoders, chunk, check_speed(speed)))
 
 
 NODES = [OnePassSampler, SamplerObject, Sigmas, SeedPerImage, PatchModel]

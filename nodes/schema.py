@@ -10,6 +10,7 @@ from comfy_api.latest import io
 MENU = "TiUE"
 Features = io.Custom("TIUE_FEATURES")
 Predictions = io.Custom("TIUE_PREDICTIONS")
+Ticket = io.Custom("TIUE_JOB")
 
 _KNOWN = {field.name for field in fields(io.Schema)}
 
@@ -19,6 +20,17 @@ def schema(search_aliases: list[str], **given: Any) -> io.Schema:
     if "search_aliases" in _KNOWN:
         given["search_aliases"] = search_aliases
     return io.Schema(category=MENU, **given)
+
+
+def from_noise(positive: str) -> list[io.Input]:
+    """What a run from noise asks for; `positive` is the tooltip of its prompt."""
+    return [
+        model_input(),
+        io.Conditioning.Input("positive", tooltip=positive),
+        latent_input(),
+        seed_input(),
+        decoders_input(),
+    ]
 
 
 def model_input() -> io.Model.Input:
@@ -66,3 +78,29 @@ def chunk_input() -> io.Int.Input:
         tooltip="Decoders that run at once. 0: all, fewer where memory is short. "
         "Less takes less memory and gives the same picture.",
     )
+
+
+SPEEDS = ("plain", "exact", "fast")
+
+
+def speed_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "speed",
+        options=list(SPEEDS),
+        default="plain",
+        optional=True,
+        tooltip="plain: ComfyUI's own blocks as they are. exact: the same picture, with what the "
+        "decoders have in common computed once. fast: also without the decoders that hardly "
+        "count, three for four.",
+    )
+
+
+def check_speed(speed: str) -> str:
+    """ComfyUI 0.3 does not check a choice by itself."""
+    if speed not in SPEEDS:
+        raise ValueError(f"speed is {speed!r}: choose one of {', '.join(SPEEDS)}")
+    return speed
+
+
+def latent_output() -> io.Latent.Output:
+    return io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")

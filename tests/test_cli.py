@@ -204,7 +204,7 @@ def test_two_loras_say_nothing(tiue: Any, tmp_path: Path) -> None:
         ("generate cat --device abacus", 1, "device 'abacus'"),
         ("generate cat --out file", 1, "folder"),
         ("generate --from absent.png", 1, "absent.png does not exist"),
-        ("generate --from file", 1, "not a readable PNG"),
+        ("generate --from file", 1, "not a readable picture"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -58,7 +58,7 @@ def test_diffusers_is_imported_by_no_node_file() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_are_whole(path: Path) -> None:
-    """Every link is known at both of its ends; with a built-in student there is a thumbnail."""
+    """Every link is known at both of its ends, and there is a thumbnail."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for link, source, out, target, into, kind in workflow["links"]:
@@ -67,8 +67,7 @@ def test_workflows_are_whole(path: Path) -> None:
         assert nodes[target]["inputs"][into]["link"] == link
     linked = {s["link"] for n in nodes.values() for s in n["inputs"] if s["link"] is not None}
     assert linked == {link[0] for link in workflow["links"]}
-    if (ROOT / "tiue_core" / "stickers" / "student").is_dir():
-        assert path.with_suffix(".jpg").is_file(), "run tests/comfyui/pictures.py"
+    assert path.with_suffix(".jpg").is_file(), "run tests/comfyui/pictures.py"
 
 
 def test_install_checks_and_installs_nothing(tmp_path: Path) -> None:

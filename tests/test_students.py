@@ -432,7 +432,9 @@ class FakeHub:
             card_data=SimpleNamespace(license=self.licence),
         )
 
-    def snapshot_download(self, hub_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        self, hub_id: str, *, revision: str, allow_patterns: list[str], tqdm_class: Any = None
+    ) -> str:
         self.asked.append(("download", revision))
         repository = self.cache / ("models--" + hub_id.replace("/", "--"))
         snapshot = repository / "snapshots" / revision

@@ -22,9 +22,9 @@ from .errors import TiueError
 class Failed(TiueError):
     """An error after part of the work was done: `result` says what exists, for --json."""
 
-    def __init__(self, message: str, result: dict[str, Any]) -> None:
+    def __init__(self, message: str, result: dict[str, Any], status: int = 1) -> None:
         super().__init__(message)
-        self.result = result
+        self.result, self.status = result, status
 
 
 def run(app: typer.Typer, arguments: list[str]) -> int:
@@ -52,7 +52,7 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
     except typer.Abort:
         return fail("stopped", 130)
     except TiueError as error:
-        return fail(str(error), 1, getattr(error, "result", None))
+        return fail(str(error), getattr(error, "status", 1), getattr(error, "result", None))
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's usage errors, whichever click it stands on
             context = getattr(error, "ctx", None)

@@ -29,8 +29,17 @@ def cached(hub_id: str, revision: str | None) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
-def download(hub_id: str, revision: str | None, accept: "AcceptLicense", terms: str | None) -> Path:
+def download(
+    hub_id: str,
+    revision: str | None,
+    accept: "AcceptLicense",
+    terms: str | None,
+    bar: type | None = None,
+) -> Path:
     """Download what a student needs, and nothing else, after its licence was accepted.
+
+    Args:
+        bar: a tqdm class to show progress with; by default the hub's own.
 
     Returns:
         The snapshot's folder, named by the commit.
@@ -59,7 +68,7 @@ def download(hub_id: str, revision: str | None, accept: "AcceptLicense", terms: 
         )
     files = _needed(hub_id, [sibling.rfilename for sibling in info.siblings or []])
     try:
-        folder = snapshot_download(hub_id, revision=info.sha, allow_patterns=files)
+        folder = snapshot_download(hub_id, revision=info.sha, allow_patterns=files, tqdm_class=bar)
     except Exception as error:
         raise _explain(hub_id, info.sha, error) from error
     if revision is None and info.sha is not None:

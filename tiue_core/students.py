@@ -95,7 +95,11 @@ class Source:
 
 
 def find(
-    name: str | Path, *, revision: str | None = None, accept_license: AcceptLicense = False
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    accept_license: AcceptLicense = False,
+    bar: type | None = None,
 ) -> Source:
     """Find a student, downloading it if it is on the hub and not here yet.
 
@@ -103,6 +107,7 @@ def find(
         name: a registry name, a folder, a `.safetensors` file, or a hub id.
         revision: a hub commit, tag or branch; default: the one pinned by the first download.
         accept_license: needed for a first download only.
+        bar: a tqdm class that shows a download's progress; by default the hub's own.
 
     Raises:
         TiueError: nothing by that name, or what is there cannot be used.
@@ -115,7 +120,7 @@ def find(
     if student is not None and student.folder is not None:
         return Source(text, check_folder(student.folder))
     if student is not None and student.hub_id:
-        return _from_hub(student.hub_id, revision or student.revision, accept_license, student)
+        return _from_hub(student.hub_id, revision or student.revision, accept_license, student, bar)
     path = Path(text).expanduser()
     if path.is_dir():
         return Source(path.resolve().name, check_folder(path))
@@ -129,7 +134,7 @@ def find(
         hub_id, _, tag = text.partition("@")
         known = next((s for s in REGISTRY.values() if s.hub_id == hub_id), None)
         revision = revision or tag or (known.revision if known else None)
-        return _from_hub(hub_id, revision, accept_license, known)
+        return _from_hub(hub_id, revision, accept_license, known, bar)
     close = difflib.get_close_matches(text, REGISTRY, n=3, cutoff=0.4)
     hint = " or ".join(close) if close else "one of " + ", ".join(REGISTRY)
     raise TiueError(f"no student named '{text}': try {hint}, a folder, a file or a hub id")
@@ -166,7 +171,11 @@ def overview() -> list[dict[str, Any]]:
 
 
 def _from_hub(
-    hub_id: str, revision: str | None, accept: AcceptLicense, student: Student | None
+    hub_id: str,
+    revision: str | None,
+    accept: AcceptLicense,
+    student: Student | None,
+    bar: type | None,
 ) -> Source:
     from . import hub
 
@@ -177,7 +186,8 @@ def _from_hub(
         except TiueError:  # an interrupted download: go on with it
             cached = None
     if cached is None:
-        cached = hub.download(hub_id, revision, accept, student.terms() if student else None)
+        terms = student.terms() if student else None
+        cached = hub.download(hub_id, revision, accept, terms, bar)
     elif revision is None and hub_id not in hub.pins():  # another tool downloaded it
         hub.pin(hub_id, cached.name)
     name = student.name if student else hub_id
@@ -206,23 +216,13 @@ def load(
     Raises:
         TiueError: no such student, device or dtype.
     """
-    import torch
-
     from .pipeline import TiuePipeline
 
     source = (
         student if isinstance(student, Source) else find(student, accept_license=accept_license)
     )
-    device = _device(device)
-    if dtype is None:
-        dtype = torch.float32 if device == "cpu" else torch.float16
-    elif isinstance(dtype, str):
-        names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        known = (torch.float32, torch.float16, torch.bfloat16)
-        chosen = getattr(torch, names.get(dtype, dtype), None)
-        if chosen not in known:
-            raise TiueError(f"no dtype '{dtype}': use float32, float16 or bfloat16")
-        dtype = chosen
+    device = device_of(device)
+    dtype = dtype_of(dtype, device)
     if source.path.is_file():
         from .single_file import load_single_file
 
@@ -245,7 +245,23 @@ def load_unet(folder: Path, dtype: Any = None) -> Any:
     )
 
 
-def _device(name: str | None) -> str:
+def dtype_of(dtype: Any, device: str) -> Any:
+    """A torch dtype by its name; by default float16 on a GPU, float32 on the CPU."""
+    import torch
+
+    if dtype is None:
+        return torch.float32 if device == "cpu" else torch.float16
+    if not isinstance(dtype, str):
+        return dtype
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    chosen = getattr(torch, names.get(dtype, dtype), None)
+    if chosen not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TiueError(f"no dtype '{dtype}': use float32, float16 or bfloat16")
+    return chosen
+
+
+def device_of(name: str | None) -> str:
+    """``name`` if it can be used, by default the best there is."""
     import torch
 
     if name is None:

@@ -100,29 +100,36 @@ class SplitUNet(nn.Module):
             temb, context = self._context(h, timestep, prompt_embeds, **conditions)
             adapter = list(down_intrablock_additional_residuals or ())
 
-            h = unet.conv_in(2 * h - 1 if unet.config.center_input_sample else h)
-            skips = [h]
-            for block in unet.down_blocks:
-                if _attends(block):
-                    extra = {"additional_residuals": adapter.pop(0)} if adapter else {}
-                    h, outputs = block(hidden_states=h, temb=temb, **context, **extra)
-                else:
-                    h, outputs = block(hidden_states=h, temb=temb)
-                    if adapter:  # reaches the last skip feature too, where that is h itself
-                        before, h = h, h + adapter.pop(0)
-                        outputs = [h if output is before else output for output in outputs]
-                skips.extend(outputs)
-
-            if unet.mid_block is not None:
-                h = unet.mid_block(h, temb, **(context if _attends(unet.mid_block) else {}))
-                if adapter and adapter[0].shape == h.shape:  # T2I-Adapter XL reaches the middle
-                    h = h + adapter.pop(0)
-
+            h, skips = self._down(h, temb, context, adapter)
             if down_block_additional_residuals is not None:
                 skips = _added(skips, down_block_additional_residuals)
             if mid_block_additional_residual is not None:
                 h = h + mid_block_additional_residual
         return Features(mid=h, skips=tuple(skips), size=(noise.shape[-2], noise.shape[-1]))
+
+    def _down(
+        self, h: Tensor, temb: Tensor, context: dict[str, Any], adapter: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """conv_in, down blocks and mid block: mid and skip features."""
+        unet = self.unet
+        h = unet.conv_in(2 * h - 1 if unet.config.center_input_sample else h)
+        skips = [h]
+        for block in unet.down_blocks:
+            if _attends(block):
+                extra = {"additional_residuals": adapter.pop(0)} if adapter else {}
+                h, outputs = block(hidden_states=h, temb=temb, **context, **extra)
+            else:
+                h, outputs = block(hidden_states=h, temb=temb)
+                if adapter:  # reaches the last skip feature too, where that is h itself
+                    before, h = h, h + adapter.pop(0)
+                    outputs = [h if output is before else output for output in outputs]
+            skips.extend(outputs)
+
+        if unet.mid_block is not None:
+            h = unet.mid_block(h, temb, **(context if _attends(unet.mid_block) else {}))
+            if adapter and adapter[0].shape == h.shape:  # T2I-Adapter XL reaches the middle
+                h = h + adapter.pop(0)
+        return h, skips
 
     def decode(
         self,

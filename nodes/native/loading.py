@@ -26,7 +26,10 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_folder(
-    folder: Path, embeddings: Any = None, dtype: torch.dtype | None = None
+    folder: Path,
+    embeddings: Any = None,
+    dtype: torch.dtype | None = None,
+    unet: Path | None = None,
 ) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE from a diffusers folder.
 
@@ -34,9 +37,10 @@ def load_folder(
         folder: as ``save_pretrained`` writes it.
         embeddings: where ComfyUI looks for textual inversions.
         dtype: of all weights; by default ComfyUI's own choice for this machine.
+        unet: a UNet's folder that stands in for the one in `folder`.
     """
     vae_config = _config(folder / "vae")
-    model = _unet(folder, vae_config, dtype)
+    model = _unet(folder, unet or folder / "unet", vae_config, dtype)
     return model, _clip(folder, embeddings, dtype), _vae(folder, vae_config, dtype)
 
 
@@ -69,13 +73,13 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
     return model, clip, vae
 
 
-def _unet(folder: Path, vae_config: dict[str, Any], dtype: torch.dtype | None) -> Any:
+def _unet(folder: Path, unet: Path, vae_config: dict[str, Any], dtype: torch.dtype | None) -> Any:
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-    shape = shapes.unet_config(_config(folder / "unet"))
+    shape = shapes.unet_config(_config(unet))
     config = shapes.model_config(
         shape, {**STABLE_DIFFUSION, **scheduler}, _latent_scale(vae_config)
     )
-    given = _weights(folder / "unet")
+    given = _weights(unet)
     weights = {
         ours: given.pop(theirs)
         for theirs, ours in comfy.utils.unet_to_diffusers(config.unet_config).items()
@@ -93,7 +97,7 @@ def _unet(folder: Path, vae_config: dict[str, Any], dtype: torch.dtype | None) -
     offload = model_management.unet_offload_device()
     model = config.get_model(weights, "").to(offload)
     expected = model.diffusion_model.state_dict().keys()
-    _complete(folder / "unet", expected - weights.keys(), given)
+    _complete(unet, expected - weights.keys(), given)
     model.load_model_weights(weights, "")
 
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...tiue_core.schedule import STEPS, OneWaySchedule
 from . import checks
+from .savings import ThriftyComfyUNet
 from .unet import ComfyUNet
 
 KEY = "tiue"  # of our wrappers and attachments
@@ -88,10 +89,14 @@ class OnePass:
     b: float
     fits: Callable[[list[int]], bool]
     chunk: int = 0  # decoders at once; 0: as many as memory allows
+    unet: Callable[[Any], ComfyUNet] = ComfyUNet
 
     @classmethod
-    def on(cls, model: Any, schedule: OneWaySchedule, chunk: int = 0) -> OnePass:
-        """For a ``BaseModel``."""
+    def on(
+        cls, model: Any, schedule: OneWaySchedule, chunk: int = 0, speed: str = "plain"
+    ) -> OnePass:
+        """For a ``BaseModel``; speed "exact" shares what decoders share, "fast" has fewer."""
+        schedule = schedule.fast() if speed == "fast" else schedule
         sampling = model.model_sampling
         sigma = (1 / schedule.alphas[:1] - 1).sqrt()  # (1,) float64
         zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
@@ -102,6 +107,7 @@ class OnePass:
             b=sampling.calculate_denoised(sigma, one, zero).item(),
             fits=_fits(weakref.ref(model)),
             chunk=chunk,
+            unet=ComfyUNet if speed == "plain" else ThriftyComfyUNet,
         )
 
     def __call__(
@@ -116,7 +122,7 @@ class OnePass:
         **_: Any,
     ) -> Tensor:
         options = {} if transformer_options is None else transformer_options
-        unet, schedule = ComfyUNet(executor.class_obj), self.schedule
+        unet, schedule = self.unet(executor.class_obj), self.schedule
         checks.first_noise_level(options.get("sigmas"), sigmas_of(schedule)[0].item())
 
         conditions: dict[str, Any] = {"y": y, "transformer_options": options}
@@ -139,8 +145,8 @@ class OnePass:
 class OnePassSampler(comfy.samplers.Sampler):
     """A SAMPLER for any guider: noise in, z_0 out, in one model call. K is read off the SIGMAS."""
 
-    def __init__(self, chunk: int = 0) -> None:
-        self.chunk = chunk
+    def __init__(self, chunk: int = 0, speed: str = "plain") -> None:
+        self.chunk, self.speed = chunk, speed
 
     def sample(
         self,
@@ -161,7 +167,7 @@ class OnePassSampler(comfy.samplers.Sampler):
         checks.own_sigmas(sigmas, sigmas_of(schedule))
 
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        install(options, OnePass.on(model, schedule, self.chunk))
+        install(options, OnePass.on(model, schedule, self.chunk, self.speed))
         sigma = sigmas[0]
         x = model.model_sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), True)
         latents = model_wrap(
@@ -190,7 +196,7 @@ def room_for(decoders: int) -> Callable:
     return prepare
 
 
-def patched(model: Any, steps: int = 0, chunk: int = 0) -> Any:
+def patched(model: Any, steps: int = 0, chunk: int = 0, speed: str = "plain") -> Any:
     """A clone of a MODEL with which the stock KSampler, at one step, paints in one pass.
 
     Its noise levels end at the student's first timestep, so that every scheduler that begins at
@@ -204,7 +210,7 @@ def patched(model: Any, steps: int = 0, chunk: int = 0) -> Any:
 
     model = model.clone()
     model.add_object_patch("model_sampling", sampling)
-    install(model.model_options, OnePass.on(model.model, schedule, chunk))
+    install(model.model_options, OnePass.on(model.model, schedule, chunk, speed))
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, room_for(decoders))
     return model
 

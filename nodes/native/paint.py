@@ -50,6 +50,7 @@ def one_pass(
     seed: int,
     decoders: int = 0,
     chunk: int = 0,
+    speed: str = "plain",
 ) -> Tensor:
     """The One-Pass Sampler: a LATENT's samples, (B, C, H, W)."""
     checks.student(model)
@@ -66,7 +67,7 @@ def one_pass(
     samples = guider.sample(
         noise_like(latent, seed),
         latent["samples"],
-        OnePassSampler(chunk),
+        OnePassSampler(chunk, speed),
         sigmas_of(schedule),
         callback=latent_preview.prepare_callback(model, len(schedule)),
         disable_pbar=True,

@@ -135,7 +135,6 @@ class ComfyUNet:
         for per_image in ("cond_or_uncond", "uuids"):
             if per_image in options:
                 options[per_image] = options[per_image] * n
-        patches = options.get("patches", {})
 
         # repeat() copies where expand() would alias: FreeU scales the mid feature in place.
         h = features.mid.repeat(n, 1, 1, 1)
@@ -146,12 +145,26 @@ class ComfyUNet:
         skips = list(features.skips)
         for i, block in enumerate(self.unet.output_blocks):
             options["block"] = ("output", i)
-            skip = skips.pop().repeat(n, 1, 1, 1)  # one level at a time, to hold little
-            for patch in patches.get("output_block_patch", ()):
-                h, skip = patch(h, skip, options)
+            skip = skips.pop()
             size = skips[-1].shape if skips else None  # where halving rounded, this one knows
-            h = forward_timestep_embed(block, torch.cat([h, skip], 1), emb, context, options, size)
+            h = self._output_block(block, h, skip, emb, context, options, size)
         return self.unet.out(h.type(features.mid.dtype)).unflatten(0, (n, B))
+
+    def _output_block(
+        self,
+        block: Any,
+        h: Tensor,
+        skip: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        options: dict[str, Any],
+        size: Any,
+    ) -> Tensor:
+        """One output block: h (n * B, C, H, W), skip (B, S, H, W) to (n * B, C', H', W')."""
+        skip = skip.repeat(len(h) // len(skip), 1, 1, 1)  # one level at a time, to hold little
+        for patch in options.get("patches", {}).get("output_block_patch", ()):
+            h, skip = patch(h, skip, options)
+        return forward_timestep_embed(block, torch.cat([h, skip], 1), emb, context, options, size)
 
     def _embed(
         self, timesteps: Tensor, y: Tensor | None, like: Tensor, options: dict[str, Any]

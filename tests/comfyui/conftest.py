@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -37,14 +36,6 @@ def skipped_loudly() -> Callable[[str], NoReturn]:
     return _skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A server, a browser and minutes: `scripts/test -m slow tests/comfyui`."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.slow)
-
-
 def _skip(why: str) -> NoReturn:
     if why not in _missing:
         _missing.append(why)
@@ -52,24 +43,11 @@ def _skip(why: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def student(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in student where it has weights, else one of its shape with random ones."""
-    if (BUILT_IN / "model_index.json").is_file():
-        return BUILT_IN
-    folder = tmp_path_factory.mktemp("tiny") / "student"
-    command = [comfy.python, str(HERE / "tiny.py"), str(folder)]
-    subprocess.run(command, env=comfy.environment, check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def server(
-    comfy: Comfy, student: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def server(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server whose models folder has a student, a LoRA and a ControlNet."""
     base = tmp_path_factory.mktemp("comfyui")
     running = Server(comfy, base)
-    command = [comfy.python, str(HERE / "scratch.py"), str(base / "models"), str(student)]
+    command = [comfy.python, str(HERE / "scratch.py"), str(base / "models"), str(BUILT_IN)]
     subprocess.run(command, env=comfy.environment, check=True, capture_output=True)
     with running:
         yield running

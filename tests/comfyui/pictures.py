@@ -1,13 +1,16 @@
 """Makes the templates' thumbnails and the screenshots in docs, by running them.
 
     python tests/comfyui/pictures.py            # thumbnails: workflows/*.jpg
-    python tests/comfyui/pictures.py --page     # and screenshots: docs/comfyui/*.png
+    python tests/comfyui/pictures.py --page     # and screenshots: docs/comfyui/*.jpg
 
-Needs ComfyUI (see place.py); screenshots need Chromium, and Playwright in ComfyUI's Python.
+A small ControlNet is trained for the student first (edges.py; minutes), or give one that was:
+--controlnet FILE. Needs ComfyUI (see place.py); screenshots need Chromium, and Playwright in
+ComfyUI's Python.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -30,17 +33,17 @@ def thumbnails(server: Server) -> None:
     info = server.get("/object_info")
     for path in sorted((ROOT / "workflows").glob("*.json")):
         prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
-        for loader in nodes_of(prompt, "TiUELoadStudent"):
-            loader["student"] = chosen(path.stem)
         for loader in nodes_of(prompt, "LoraLoader"):
             loader["strength_model"] = loader["strength_clip"] = 0.1  # a random LoRA
         run = server.run(prompt)
         assert run.status == "success", run.messages
         pictures = [opened(server.view(image)) for image in run.images]
         square = [picture for picture in pictures if picture.width == picture.height]
-        sheet(square[-4:] if path.stem == "text-to-image" else square[-1:]).save(
-            path.with_suffix(".jpg"), quality=88
-        )
+        if path.stem == "controlnet":
+            thumbnail = inset(square[-1], square[-2])
+        else:
+            thumbnail = sheet(square[-4:] if path.stem == "text-to-image" else square[-1:])
+        thumbnail.save(path.with_suffix(".jpg"), quality=88)
         print(path.with_suffix(".jpg").relative_to(ROOT))
 
 
@@ -58,12 +61,18 @@ def sheet(pictures: list[Image.Image]) -> Image.Image:
     return page
 
 
+def inset(picture: Image.Image, small: Image.Image) -> Image.Image:
+    """A picture with another one in its corner."""
+    page = sheet([picture])
+    page.paste(small.resize((SIDE // 3, SIDE // 3)), (0, 0))
+    return page
+
+
 def screenshots(server: Server) -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
     settings = {
         "TIUE_SERVER": server.url,
         "TIUE_CHROMIUM": os.environ.get("CHROMIUM") or shutil.which("chromium") or "",
-        "TIUE_STUDENT": chosen("text-to-image"),
         "TIUE_SCREENSHOTS": str(DOCS),
     }
     command = [server.comfy.python, "-m", "pytest", "-q", "--override-ini", "addopts="]
@@ -72,29 +81,32 @@ def screenshots(server: Server) -> None:
     subprocess.run(command, env=environment, cwd=HERE / "page", check=True)
 
 
-def chosen(template: str) -> str:
-    if template == "controlnet":
-        return "tiue/wide"  # of a shape for which ComfyUI loads a ControlNet
-    return "stickers" if BUILT_IN.is_dir() else "tiue/student"
-
-
 def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--page", action="store_true", help="screenshots as well")
+    arguments.add_argument("--controlnet", type=Path, help="a trained one of edges.py")
+    given = arguments.parse_args()
     comfy = find()
     if comfy is None:
         sys.exit("no ComfyUI at $COMFYUI_PATH or ~/comfy/ComfyUI")
+
+    def run(script: str, *rest: Path) -> None:
+        command = [comfy.python, str(HERE / script), *map(str, rest)]
+        subprocess.run(command, env=comfy.environment, check=True)
+
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
         base.mkdir()
         server = Server(comfy, base)
-        student = BUILT_IN if BUILT_IN.is_dir() else Path(scratch) / "student"
-        if not student.is_dir():
-            command = [comfy.python, str(HERE / "tiny.py"), str(student)]
-            subprocess.run(command, env=comfy.environment, check=True)
-        command = [comfy.python, str(HERE / "scratch.py"), str(base / "models"), str(student)]
-        subprocess.run(command, env=comfy.environment, check=True)
+        run("scratch.py", base / "models", BUILT_IN)
+        controlnet = base / "models" / "controlnet" / "your-controlnet.safetensors"
+        if given.controlnet:
+            shutil.copyfile(given.controlnet, controlnet)
+        else:
+            run("edges.py", BUILT_IN, controlnet)
         with server:
             thumbnails(server)
-            if "--page" in sys.argv:
+            if given.page:
                 screenshots(server)
 
 

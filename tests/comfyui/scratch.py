@@ -1,11 +1,10 @@
-"""Fills a scratch models folder: students of random weights, a LoRA and a ControlNet for them.
+"""Fills a scratch models folder: a student, a random LoRA and ControlNet for it, other students.
 
 Run in ComfyUI's Python: scratch.py MODELS_FOLDER STUDENT
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +25,10 @@ def fill(models: Path, student: Path) -> None:
     )
     lora = models / "loras" / "your-lora.safetensors"
     tiny.lora(lora, parts.unet, parts.text_encoder)
-    # ComfyUI's ControlNet loader wants widths that are whole multiples of the first, and of 64.
-    wide = tiny.student(models / "tiue" / "wide", block_out_channels=(64, 128, 192))
-    config = json.loads((wide / "unet" / "config.json").read_text())
-    tiny.controlnet(models / "controlnet" / "your-controlnet.safetensors", config)
+    tiny.control_lora(models / "controlnet" / "your-controlnet.safetensors", parts.unet)
+    tiny.student(models / "tiue" / "other", seed=1)
+    tiny.student(models.parent / "elsewhere" / "mine", seed=3)  # as extra_model_paths.yaml says
+    tiny.student(models / "tiue" / "inpainting", in_channels=9)
 
 
 if __name__ == "__main__":

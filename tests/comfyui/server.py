@@ -37,9 +37,8 @@ class Run:
 
     @property
     def executed(self) -> set[str]:
-        """Class names of the nodes that ran, rather than came from the cache."""
-        cached = set(self.messages.get("execution_cached", {}).get("nodes", ()))
-        return {node["class_type"] for key, node in self.prompt.items() if key not in cached}
+        """Ids of the nodes that ran, rather than came from the cache."""
+        return set(self.prompt) - set(self.messages.get("execution_cached", {}).get("nodes", ()))
 
     @property
     def images(self) -> list[dict[str, str]]:
@@ -62,11 +61,14 @@ class Server:
         for folder in ("custom_nodes", "models/loras", "models/controlnet", "models/tiue", "input"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "tiue").symlink_to(ROOT, target_is_directory=True)
+        self.extra = base / "extra_model_paths.yaml"
+        self.extra.write_text(f"tests:\n  base_path: {base}\n  tiue: elsewhere\n")
 
     def __enter__(self) -> Server:
         command = [self.comfy.python, "main.py", "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--disable-api-nodes"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", "tiue"]
+        command += ["--extra-model-paths-config", str(self.extra)]
         command += ["--database-url", "sqlite:///:memory:", "--fp32-text-enc"]
         self.log = (self.base / "server.log").open("w")
         self.process = subprocess.Popen(

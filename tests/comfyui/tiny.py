@@ -151,7 +151,6 @@ def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:
     ComfyUI's loader wants whole multiples of the first width, and takes heads to be 64 wide.
     """
     from diffusers import ControlNetModel
-    from safetensors.torch import save_file
 
     torch.manual_seed(seed)
     widths, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
@@ -165,20 +164,49 @@ def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:
         use_linear_projection=unet.get("use_linear_projection", False),
         conditioning_embedding_out_channels=(16, 32, 96, 256),
     )
-    for module in (*model.controlnet_down_blocks, model.controlnet_mid_block):
+    _awake(model)
+    save_controlnet(file, model)
+    return model
+
+
+def control_lora(file: Path, unet: Any, seed: int = 2) -> Any:
+    """A ControlNet of a diffusers UNet's own shape, and a file of it as a Control-LoRA.
+
+    ComfyUI builds that kind from the MODEL, so it may have any shape.
+    """
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(seed)
+    model = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 96, 256))
+    _awake(model)
+    save_controlnet(file, model, lora=True)
+    return model
+
+
+def _awake(controlnet: Any) -> None:
+    """Fill the layers that are zero before training, without which it does nothing."""
+    for module in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
         torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(model.controlnet_cond_embedding.conv_out.weight, std=0.1)
-    names = [(re.compile(f"^{theirs}"), ours) for theirs, ours in _controlnet_names(layers, widths)]
-    tensors = {}
+    torch.nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.1)
+
+
+def save_controlnet(file: Path, model: Any, lora: bool = False) -> None:
+    """A diffusers ControlNet in ControlNet's own naming; as a Control-LoRA, of any shape."""
+    from safetensors.torch import save_file
+
+    widths, layers = model.config.block_out_channels, model.config.layers_per_block
+    names = [
+        (re.compile(f"^{theirs}"), ours) for theirs, ours in _controlnet_names(layers, len(widths))
+    ]
+    tensors = {"lora_controlnet": torch.tensor([])} if lora else {}
     for key, value in model.state_dict().items():
         for pattern, ours in names:
             key = pattern.sub(ours, key)
         tensors[key] = value.contiguous()
     save_file(tensors, file)
-    return model
 
 
-def _controlnet_names(layers: int, widths: list[int]) -> list[tuple[str, str]]:
+def _controlnet_names(layers: int, levels: int) -> list[tuple[str, str]]:
     """Rewrites of key prefixes, diffusers to ControlNet's own, applied in turn."""
     rules = [
         (r"time_embedding\.linear_1", "time_embed.0"),
@@ -195,7 +223,7 @@ def _controlnet_names(layers: int, widths: list[int]) -> list[tuple[str, str]]:
     for i in range(6):
         old = rf"controlnet_cond_embedding\.blocks\.{i}\."
         rules.append((old, f"input_hint_block.{2 * (i + 1)}."))
-    for level in range(len(widths)):
+    for level in range(levels):
         first = 1 + level * (layers + 1)
         block = rf"down_blocks\.{level}\."
         for i in range(layers):
@@ -212,9 +240,3 @@ def _controlnet_names(layers: int, widths: list[int]) -> list[tuple[str, str]]:
     }
     inside = r"((?:input_blocks\.\d+|middle_block)\.\d+\.)"
     return rules + [(rf"{inside}{old}\.", rf"\1{new}.") for old, new in parts.items()]
-
-
-if __name__ == "__main__":
-    import sys
-
-    student(Path(sys.argv[1]))

@@ -193,7 +193,7 @@ def paint(
 
     jobs = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     images: list[dict[str, Any]] = []
-    result = {
+    result: dict[str, Any] = {
         "images": images,
         "student": {"name": record["student"], "revision": record["student_revision"]},
     }

@@ -122,8 +122,7 @@ def _npm(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise TiueError(
-            f"npm is not installed, and the page needs {PACKAGE} from it: install Node.js, or give "
-            "the package's folder with --onnxruntime-web"
+            f"npm is not installed, and the page needs {PACKAGE} from it: install Node.js"
         )
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

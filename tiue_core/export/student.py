@@ -2,7 +2,7 @@
 
     text_encoder  input_ids (B, N)                       -> prompt_embeds (B, N, D)
     encoder       noise (B, C, h, w), prompt_embeds      -> mid, skips
-    decoder       mid, skips, noise, prompt_embeds       -> latents (B, C, h, w), K at once, combined
+    decoder       mid, skips, noise, prompt_embeds       -> latents (B, C, h, w), K at once, summed
     vae           latents                                -> image (B, 3, H, W) in [0, 1]
 
 ``Student`` is the four in a row: what ``TiuePipeline`` computes without guidance.
@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..savings import ThriftyUNet
@@ -59,12 +58,13 @@ class Decoder(nn.Module):
         unet = pipe.unet
         self.plain, self.timesteps = SplitUNet(unet), schedule.timesteps.tolist()
         self.signal = schedule.signal
+        self.weights: Tensor
         self.register_buffer("weights", schedule.weights.float())
+        self.thrifty: Any = None
         try:
             self.thrifty = ThriftyUNet(unet, SAVINGS).decoder()
         except NotUnderstoodError as error:
             warnings.warn(f"{error}: the decoders are exported without savings", stacklevel=2)
-            self.thrifty = None
         if self.thrifty is not None:
             temb = unet.time_embedding(unet.time_proj(schedule.timesteps).to(unet.dtype))
             temb = temb if unet.time_embed_act is None else unet.time_embed_act(temb)
@@ -79,9 +79,7 @@ class Decoder(nn.Module):
             total = self.thrifty(mid, tuple(skips), list(self.table), context, self.weights)
         else:
             features = Features(mid, tuple(skips), (noise.shape[-2], noise.shape[-1]))
-            total = self.plain.decode(
-                features, self.timesteps, prompt_embeds, weights=self.weights
-            )
+            total = self.plain.decode(features, self.timesteps, prompt_embeds, weights=self.weights)
         return self.signal * noise.float() + total
 
 

@@ -90,7 +90,9 @@ def export(
             save = _save_onnx if to == "onnx" else _save_pt2
             with TemporaryDirectory(dir=out.parent, prefix=".tiue-") as folder:
                 save(graph, program, Path(folder) / path.name, stored)
-                for file in sorted(Path(folder).iterdir(), reverse=True):  # the data, then the graph
+                for file in sorted(
+                    Path(folder).iterdir(), reverse=True
+                ):  # the data, then the graph
                     written.append(file.replace(out.parent / file.name))
             advance(1)
     return written
@@ -232,8 +234,8 @@ def _save_onnx(graph: Traced, program: Any, path: Path, stored: dict[str, str]) 
     size = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
     )
-    external = {"external_data": f"{path.name}.data"} if size > _INLINE else {}
-    onnx_ir.save(model, path, **external)
+    external = f"{path.name}.data" if size > _INLINE else None
+    onnx_ir.save(model, path, external_data=external)
 
 
 def _name_axes(model: Any) -> None:

@@ -1,58 +1,129 @@
-"""``tiue app``: the page, here as a folder of static files."""
+"""`tiue app`: the page."""
 
 from __future__ import annotations
 
+from importlib import util
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from .. import console
-
 
 def register(app: typer.Typer) -> None:
-    app.command("app")(page)
+    app.command("app")(app_command)
 
 
-def page(
+def app_command(
+    student: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default="all that are here",
+            help="Name, folder, .safetensors file or hub id; may be given many times.",
+        ),
+    ] = None,
+    loras: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of LoRAs to offer.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    share: Annotated[
+        bool, typer.Option("--share", help="A public address, through Gradio's servers.")
+    ] = False,
+    auth: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:PASSWORD", help="Ask for it; may be given many times."),
+    ] = None,
+    queue: Annotated[int, typer.Option(help="More waiting pictures are turned away.")] = 64,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the browser.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Folder with what a single-file student lacks.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
     static: Annotated[
-        Path, typer.Option(metavar="DIR", help="Write a page that paints in the browser itself.")
-    ],
-    student: Annotated[str, typer.Option(help="Exported for the page.")] = "stickers",
-    graph: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="A graph made before, instead.")
-    ] = None,
-    decoders: Annotated[str, typer.Option(metavar="exact|fast")] = "exact",
-    webgpu: Annotated[
-        bool, typer.Option("--webgpu", help="Add onnxruntime-web's WebGPU build, 17 MB.")
-    ] = False,
-    onnxruntime_web: Annotated[
         Path | None,
-        typer.Option("--onnxruntime-web", metavar="DIR", help="The npm package, unpacked."),
+        typer.Option(metavar="DIR", help="Write a page that paints in the browser itself instead."),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
+    webgpu: Annotated[
+        bool, typer.Option("--webgpu", help="With --static: WebGPU as well, 17 MB more.")
     ] = False,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Write a static page: any web server can show it, and it works offline after one visit.
+    """Open the page: pictures while you type, prompt lists, comparisons.
 
-    Example: tiue app --static site && python3 -m http.server -d site
+    Example: tiue app --student stickers --port 7860
     """
-    from ..cli import _VERSION
-    from ..export.command import make
-    from ..export.site import write_site
+    if static is not None:
+        from .static import write_page
 
-    options = {"webgpu": webgpu, "package": onnxruntime_web, "version": _VERSION}
-    if graph is not None:
-        site = write_site(graph, static, **options)
-    else:
-        with TemporaryDirectory() as folder:
-            made = Path(folder) / "student.onnx"
-            make(student, made, decoders=decoders)
-            site = write_site(made, static, **options)
-    size = sum(site["sizes"].values())
+        one = (student or ["stickers"])[0]
+        write_page(static, one, webgpu=webgpu, accept_license=accept_license, json=json)
+        return
+    if not 0 <= port < 65536:
+        raise typer.BadParameter(f"{port}: give a number from 0 to 65535", param_hint="--port")
+    if queue < 1:
+        raise typer.BadParameter(f"{queue}: give 1 or more", param_hint="--queue")
+    users = [_user(text) for text in auth or []]
+    from ..console import ask_license, emit, say
+    from ..errors import TiueError
+    from .state import House, Limits, offered
+
+    if util.find_spec("gradio") is None:
+        raise TiueError("the page needs Gradio: pip install 'tiue[app]'")
+    house = House.of(
+        offered(student or [], ask_license(accept_license)),
+        loras,
+        limits=Limits(waiting=queue),
+        device=device,
+        dtype=dtype,
+        base=base,
+    )
+    for label in house.students:
+        say(f"{label}: {house.licence(label)}")
+    from .build import build, launch
+
+    page, desk = build(house)
+    try:
+        _, local, shared = launch(
+            page,
+            desk,
+            server_name=host,
+            server_port=port or _free_port(host),
+            share=share,
+            auth=users or None,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+        )
+    except OSError:
+        raise TiueError(f"port {port} is taken: give another --port, or 0 for a free one") from None
+    address = shared or local
     if json:
-        console.emit({"folder": str(static), "bytes": size, "student": site["about"]["student"]})
+        emit({"url": address, "students": list(house.students)})
     else:
-        print(static / "index.html")
+        print(f"{address}  (Ctrl-C stops)", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+        desk.close()
+
+
+def _user(text: str) -> tuple[str, str]:
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise typer.BadParameter("give it as NAME:PASSWORD", param_hint="--auth")
+    return name, password
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]

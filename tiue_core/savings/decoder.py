@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 
-from .layers import NotUnderstoodError, state_of, untouched
+from .layers import NotUnderstoodError, untouched
 from .parts import (
     Output,
     PlainOutput,
@@ -36,7 +38,7 @@ class Level(nn.Module):
         """Takes what it needs off the ends of ``skips`` and the beginning of ``table``."""
         resnets: Any = self.resnets
         for i, resnet in enumerate(resnets):
-            h = resnet(h, resnet.share(skips.pop()), table.pop(0))
+            h = resnet.whole(h, skips.pop(), table.pop(0))
             if self.transformers:
                 h = self.transformers[i](h, context)
         for upsampler in self.upsamplers:
@@ -50,22 +52,35 @@ class Decoder(nn.Module):
     Args:
         unet: a ``UNet2DConditionModel``.
         parts: the savings to use, of ``PARTS``.
-        say: told why a part runs as it is.
+        without: single parts that are to run as they are, such as "skips.3", the fourth ResNet.
+        say: told why another part runs as it is.
 
     Raises:
         NotUnderstoodError: the up blocks are not Stable Diffusion's.
     """
 
-    def __init__(self, unet: Any, parts: Collection[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        parts: Collection[str] = PARTS,
+        without: Collection[str] = (),
+        say: Callable[[str], None] = warnings.warn,
+    ) -> None:
         super().__init__()
+        counts: Counter[str] = Counter()
 
-        def made(name: str, thrifty: Any, plain: Any, *arguments: Any) -> Any:
-            if name in parts:
+        def made(kind: str, thrifty: Any, plain: Any, *arguments: Any) -> Any:
+            name = f"{kind}.{counts[kind]}"
+            counts[kind] += 1
+            part = None
+            if kind in parts and name not in without:
                 try:
-                    return thrifty(*arguments)
+                    part = thrifty(*arguments)
                 except NotUnderstoodError as error:
                     say(f"{error}: this part of the decoder runs without savings")
-            return plain(arguments[0])
+            part = plain(arguments[0]) if part is None else part
+            part.name = name
+            return part
 
         h = unet.config.block_out_channels[-1]
         levels = []
@@ -103,10 +118,9 @@ class Decoder(nn.Module):
             h = level(h, left, rows, context)
         return self.output(h, len(mid), weights)
 
-    def state(self) -> tuple:
-        """Changes whenever what the parts were made of has changed."""
-        watched = [module for part in self.parts() for module in part.watched()]
-        return tuple(state_of(module) for module in (*self.blocks, *watched))
+    def all_watched(self) -> list[nn.Module]:
+        """Modules that are read, not called: on a change the decoder must be made anew."""
+        return [*self.blocks, *(module for part in self.parts() for module in part.watched())]
 
     def parts(self) -> list[Any]:
         return [part for part in self.modules() if hasattr(part, "watched")]

@@ -19,7 +19,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ..unet import weighted
-from .layers import NotUnderstoodError, untouched, weight_of
+from .layers import Conv, NotUnderstoodError, drops, untouched, weight_of
 
 
 def spread(x: Tensor, B: int, K: int) -> Tensor:
@@ -41,6 +41,10 @@ class PlainResnet(nn.Module):
     def share(self, skip: Tensor) -> Any:
         """What does not depend on the timestep, from (B, S, H, W)."""
         return skip
+
+    def whole(self, h: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
+        """Both of it."""
+        return self(h, self.share(skip), temb)
 
     def forward(self, h: Tensor, shared: Any, temb: Tensor) -> Tensor:
         """(B * k, C, H, W) to (B * K, C', H, W)."""
@@ -64,12 +68,8 @@ class Resnet(PlainResnet):
             untouched(module, nn.GroupNorm)
         if type(resnet.nonlinearity) is not nn.SiLU or resnet.time_embedding_norm != "default":
             raise NotUnderstoodError("a ResNet unlike Stable Diffusion's")
-        if (
-            resnet.upsample is not None
-            or resnet.downsample is not None
-            or resnet.time_emb_proj is None
-        ):
-            raise NotUnderstoodError("a ResNet that resamples")
+        if resnet.up or resnet.down or resnet.time_emb_proj is None or drops(resnet.dropout):
+            raise NotUnderstoodError("a ResNet that resamples or drops")
         self.h_channels = h_channels
         width = norm.num_channels // norm.num_groups
         self.own_groups = -(-h_channels // width)
@@ -78,16 +78,14 @@ class Resnet(PlainResnet):
         if self.groups < 1:
             raise NotUnderstoodError("a skip feature narrower than a normalization group")
 
-        weight, self.bias = weight_of(resnet.conv1)
-        self.h_weight, self.skip_weight = (
-            _dense(part, weight) for part in (weight[:, :own], weight[:, own:])
-        )
         if resnet.conv_shortcut is None:
             raise NotUnderstoodError("a decoder ResNet without a shortcut")
-        weight, self.shortcut_bias = weight_of(resnet.conv_shortcut)
-        self.h_shortcut, self.skip_shortcut = (
-            _dense(part, weight) for part in (weight[:, :h_channels], weight[:, h_channels:])
-        )
+        weight, bias = weight_of(resnet.conv1)
+        self.h_conv = Conv(weight[:, :own], None, 1, like=weight)
+        self.skip_conv = Conv(weight[:, own:], bias, 1, like=weight)
+        weight, bias = weight_of(resnet.conv_shortcut)
+        self.h_shortcut = Conv(weight[:, :h_channels], None, 0, like=weight)
+        self.skip_shortcut = Conv(weight[:, h_channels:], bias, 0, like=weight)
 
     def project(self, temb: Tensor) -> Tensor:
         """The time embedding in this ResNet's channels, (K, C'): an entry of the table (d)."""
@@ -101,9 +99,7 @@ class Resnet(PlainResnet):
         x = F.group_norm(
             skip[:, edge:], self.groups, norm.weight[self.own :], norm.bias[self.own :], norm.eps
         )
-        y = F.conv2d(F.silu(x), self.skip_weight, self.bias, padding=1)
-        x = F.conv2d(skip, self.skip_shortcut, self.shortcut_bias)
-        return y, x, skip[:, :edge]
+        return self.skip_conv(F.silu(x)), self.skip_shortcut(skip), skip[:, :edge]
 
     def forward(self, h: Tensor, shared: tuple[Tensor, Tensor, Tensor], temb: Tensor) -> Tensor:
         """(B * k, C, H, W) to (B * K, C', H, W)."""
@@ -112,14 +108,10 @@ class Resnet(PlainResnet):
         B = len(y_skip)
         x = torch.cat([h, spread(edge, B, len(h) // B)], 1) if edge.shape[1] else h
         weight, bias = norm.weight[: self.own], norm.bias[: self.own]
-        y = F.conv2d(
-            F.silu(F.group_norm(x, self.own_groups, weight, bias, norm.eps)),
-            self.h_weight,
-            padding=1,
-        )
+        y = self.h_conv(F.silu(F.group_norm(x, self.own_groups, weight, bias, norm.eps)))
         y = _by_image(y, B).add_(y_skip[:, None]) + temb[:, :, None, None]  # (B, K, C', H, W)
         y = resnet.conv2(F.silu(resnet.norm2(y.flatten(0, 1))))
-        x = _by_image(F.conv2d(h, self.h_shortcut), B).add_(x_skip[:, None])
+        x = _by_image(self.h_shortcut(h), B).add_(x_skip[:, None])
         out = (_by_image(y, B).add_(x)).flatten(0, 1)
         return out if resnet.output_scale_factor == 1 else out / resnet.output_scale_factor
 
@@ -212,18 +204,18 @@ class Upsampler(PlainUpsampler):
         weight, bias = weight_of(upsample.conv)
         if weight.shape[2:] != (3, 3):
             raise NotUnderstoodError("an upsampler unlike Stable Diffusion's")
-        self.bias = None if bias is None else bias.repeat(4)
         taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
         taps = taps.to(weight.device)  # (parity, tap, kernel)
         small = torch.einsum("dau,ebv,oiuv->deoiab", taps, taps, weight.double())
-        self.weight = _dense(small.flatten(0, 2).to(weight.dtype), weight)  # (4 C', C, 2, 2)
+        small = small.flatten(0, 2).to(weight.dtype)  # (4 C', C, 2, 2)
+        self.conv = Conv(small, None if bias is None else bias.repeat(4), 1, like=weight)
 
     def forward(self, h: Tensor, size: Any = None) -> Tensor:
         """(N, C, H, W) to (N, C', 2 H, 2 W), or to ``size`` where halving had rounded."""
         if size is not None and tuple(size) != (2 * h.shape[2], 2 * h.shape[3]):
             return self.upsample(h, size)
-        (N, _, H, W), C = h.shape, len(self.weight) // 4
-        y = F.conv2d(h, self.weight, self.bias, padding=1)  # (N, 4 C', H + 1, W + 1)
+        (N, _, H, W), C = h.shape, len(self.conv.weight) // 4
+        y = self.conv(h)  # (N, 4 C', H + 1, W + 1)
         last = y.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         out = torch.empty(
@@ -283,13 +275,6 @@ class Output(PlainOutput):
 def _by_image(x: Tensor, B: int) -> Tensor:
     """(B * k, ...) to (B, k, ...)."""
     return x.unflatten(0, (B, -1))
-
-
-def _dense(weight: Tensor, like: Tensor) -> Tensor:
-    """A part of a weight as a tensor of its own, in the layout of the whole."""
-    last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return weight.detach().contiguous(memory_format=layout)
 
 
 def _tokens(x: Tensor) -> Tensor:

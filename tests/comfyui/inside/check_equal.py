@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import TOLERANCE, Student
+from harness import TOLERANCE, Student, loading
 
 import comfy.samplers  # isort: skip
 import nodes as stock  # isort: skip
@@ -18,9 +18,37 @@ def test_text_encoder(student):
 
 def test_one_pass_sampler(student, nodes):
     out = nodes.OnePassSampler(student.model, student.condition(PROMPT), student.latent(), 7)
+    assert student.difference(out["samples"], student.reference(PROMPT, 7)) <= TOLERANCE
+
+
+def test_the_scale_at_which_float32_rounds(student):
+    """The terms of Eq. 11 are as large as TOLERANCE takes them for, whatever their sum is."""
+    from tiue_pack.tiue_core import draw_noise
+
+    noise = draw_noise(range(8), (4, 16, 16))
+    assert 12 < (student.pipe.schedule().signal * noise).abs().max() < 24
+
+
+def test_a_latent_is_the_prompts_and_the_seeds(student):
+    """Another prompt or seed is further away than a thousand tolerances."""
     reference = student.reference(PROMPT, 7)
-    assert reference.abs().max() > 5
-    assert student.difference(out["samples"], reference) <= TOLERANCE
+    for other in (student.reference("a dog", 7), student.reference(PROMPT, 8)):
+        assert student.distance(other / student.scale, reference) > 1000 * TOLERANCE
+
+
+def test_the_teacher(nodes):
+    """`stickers` with the teacher's UNet, whose loop is the stock KSampler's on its sigmas."""
+    from tiue_pack.tiue_core import students
+
+    source = students.find("stickers-teacher")
+    model, clip, _ = loading.load_folder(source.path, dtype=torch.float32, unet=source.unet)
+    pipe = students.load("stickers-teacher")
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    out = nodes.OnePassSampler(model, positive, latent, 7)["samples"]
+    reference = pipe(PROMPT, seed=7, output_type="latent").images
+    scale = model.model.latent_format.scale_factor
+    assert (out * scale - reference).abs().max() <= TOLERANCE
 
 
 def test_image(student, nodes):
@@ -194,7 +222,7 @@ def test_a_checkpoint_file(tmp_path, nodes, family):
     """One file through ComfyUI's own loader, which takes this one of 2.1 for v-prediction."""
     import tiny
     from safetensors.torch import save_file
-    from tiue_pack.nodes.native import loading, onepass
+    from tiue_pack.nodes.native import onepass
 
     shapes = {
         "sd1.5": {"cross_attention_dim": 768, "attention_head_dim": 8},

@@ -1,9 +1,11 @@
 """What ComfyUI hangs on a MODEL reaches the student: LoRA, ControlNet, low VRAM, hooks, FreeU."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
-from harness import TOLERANCE, Student
+from harness import CAPPABLE, TOLERANCE, Student
 
 import comfy.controlnet  # isort: skip
 import comfy.model_management as memory  # isort: skip
@@ -12,6 +14,7 @@ import comfy.utils  # isort: skip
 import nodes as stock  # isort: skip
 
 PROMPT = "a dog on a blue background"
+HINT = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(4))
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_lora_through_the_stock_loader(student, nodes, lora):
     assert len(model.patches) == sum("unet" in key for key in tiny_keys(lora))
     out = nodes.OnePassSampler(model, student.condition(PROMPT, clip), student.latent(2), 3)
     reference = student.reference(PROMPT, 3, count=2)
-    assert student.difference(plain["samples"], reference) > 100 * TOLERANCE
+    assert student.distance(plain["samples"], reference) > 100 * TOLERANCE
     assert student.difference(out["samples"], reference) <= TOLERANCE
 
 
@@ -67,27 +70,59 @@ def low_vram(monkeypatch):
 
 
 def test_low_vram(student, nodes, lora, low_vram):
-    model, clip = with_lora(student, lora)
+    """Loaded anew: ComfyUI 0.33 forgets a LoRA of a text encoder that was once loaded whole."""
+    fresh = Student(student.folder)
+    model, clip = with_lora(fresh, lora)
     out = nodes.OnePassSampler(model, student.condition(PROMPT, clip), student.latent(), 3)
     assert model.lowvram_patch_counter() > 0
     assert student.difference(out["samples"], student.reference(PROMPT, 3)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_controlnet(tmp_path, nodes, guidance):
-    """A ControlNet through ComfyUI's own loader, against diffusers' residuals in SplitUNet."""
-    from tiue_pack.tiue_core import SplitUNet, draw_noise
-
+@pytest.fixture
+def wide(tmp_path):
+    """A student for whose widths ComfyUI's loader takes an ordinary ControlNet; and one."""
     with torch.inference_mode(False):
         widths = {"block_out_channels": (64, 128, 192)}
         made = Student(tiny.student(tmp_path / "student", **widths))
         file = tmp_path / "controlnet.safetensors"
-        theirs = tiny.controlnet(file, {**tiny.UNET, **widths})
+        return made, file, tiny.controlnet(file, {**tiny.UNET, **widths})
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_controlnet(nodes, wide, guidance):
+    compare_with_controlnet(nodes, *wide, guidance)
+
+
+def test_control_lora(nodes, student, tmp_path):
+    file = tmp_path / "control-lora.safetensors"
+    with torch.inference_mode(False):
+        theirs = tiny.control_lora(file, student.pipe.unet)
+    compare_with_controlnet(nodes, student, file, theirs, 1.0)
+
+
+@pytest.mark.parametrize("start, end, on", [(0.24, 0.26, True), (0.26, 1, False), (0, 0.24, False)])
+def test_a_controlnet_acts_at_the_one_noise_level(nodes, student, tmp_path, start, end, on):
+    """As the help page says: it is off where its percentages leave out 0.249."""
+    file = tmp_path / "control-lora.safetensors"
+    with torch.inference_mode(False):
+        tiny.control_lora(file, student.pipe.unet)
+    control = comfy.controlnet.load_controlnet(str(file))
+    positive, _ = stock.ControlNetApplyAdvanced().apply_controlnet(
+        student.condition(PROMPT), student.condition(""), control, HINT, 0.7, start, end
+    )
+    out = nodes.OnePassSampler(student.model, positive, student.latent(), 5)["samples"]
+    moved = student.distance(out, student.reference(PROMPT, 5))
+    assert moved > 100 * TOLERANCE if on else moved <= TOLERANCE
+
+
+def compare_with_controlnet(nodes, made, file, theirs, guidance):
+    """A ControlNet through ComfyUI's own loader, against diffusers' residuals in SplitUNet."""
+    from tiue_pack.tiue_core import SplitUNet, draw_noise
+
     ours = comfy.controlnet.load_controlnet(str(file), model_options={"dtype": torch.float32})
-    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(4))
     positive, negative = made.condition(PROMPT), made.condition("")
     positive, negative = stock.ControlNetApplyAdvanced().apply_controlnet(
-        positive, negative, ours, hint, 0.7, 0.0, 1.0
+        positive, negative, ours, HINT, 0.7, 0.0, 1.0
     )
     out = nodes.OnePassSampler(
         made.model, positive, made.latent(2), 5, guidance=guidance, negative=negative
@@ -100,7 +135,7 @@ def test_controlnet(tmp_path, nodes, guidance):
         embeds = made.pipe.encode_prompt([prompt]).expand(2, -1, -1)
         t = schedule.timesteps[0]
         down, mid = theirs(
-            noise, t, embeds, hint.movedim(-1, 1).expand(2, -1, -1, -1), 0.7, return_dict=False
+            noise, t, embeds, HINT.movedim(-1, 1).expand(2, -1, -1, -1), 0.7, return_dict=False
         )
         features = unet.encode(
             noise,
@@ -209,6 +244,40 @@ def test_it_halves_its_chunk_when_memory_runs_out(student, nodes, cap, images, c
     tried = cap(images)
     out = nodes.OnePassSampler(student.model, positive, student.latent(2), 3)["samples"]
     assert set(tried) == {2, 4, 8} if chunk == 1 else {2, 8, 4}
+    assert (out - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.skipif(not CAPPABLE, reason="needs glibc's mallopt")
+def test_it_halves_its_chunk_when_the_real_allocator_refuses(student, nodes, monkeypatch):
+    """Room is taken from the process until four decoders at once do not fit any more."""
+    import resource
+
+    from tiue_pack.nodes.native import unet
+
+    tried = []
+    decode = unet.ComfyUNet._decode
+
+    def counted(self, features, timesteps, *rest):
+        tried.append(len(timesteps))
+        return decode(self, features, timesteps, *rest)
+
+    positive, latent = student.condition(PROMPT), student.latent(2, 48, 48)
+    expected = nodes.OnePassSampler(student.model, positive, latent, 3)["samples"]
+    monkeypatch.setattr(unet.ComfyUNet, "_decode", counted)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    for room in range(128, 0, -8):  # MB
+        tried.clear()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        used = pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + room * 2**20, limit[1]))
+        try:
+            out = nodes.OnePassSampler(student.model, positive, latent, 3)["samples"]
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limit)
+        if tried != [4]:
+            break
+    print(f"{room} MB: {tried} decoders at once")
+    assert room < 128 and tried[:2] == [4, 2]
     assert (out - expected).abs().max() <= TOLERANCE
 
 

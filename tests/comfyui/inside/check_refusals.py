@@ -1,22 +1,31 @@
 """Bad input: one line that says what is wrong and what to do."""
 
+import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from harness import Student
 
+import comfy.model_management as memory  # isort: skip
 import nodes as stock  # isort: skip
 from comfy_extras.nodes_custom_sampler import BasicGuider, SamplerCustomAdvanced  # isort: skip
 
 PROMPT = "a star"
 
 
+@pytest.fixture(scope="module")
+def student():
+    return Student(Path(os.environ["TIUE_STUDENT"]))
+
+
 def refused(match):
     class OneLine:
         def __init__(self):
-            self.context = pytest.raises((ValueError, Exception), match=match)
+            self.context = pytest.raises(Exception, match=match)
 
         def __enter__(self):
             self.info = self.context.__enter__()
@@ -34,12 +43,54 @@ def positive(student):
     return student.condition(PROMPT)
 
 
-@pytest.fixture
-def not_a_unet(student):
-    """A MODEL whose network is something else, as Flux's or SD3's is."""
-    model = student.model.clone()
-    model.model = type("Flux", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
-    return model
+NO_UNETS = {
+    "Flux": {
+        "image_model": "flux",
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": 2,
+        "vec_in_dim": 8,
+        "context_in_dim": 8,
+        "hidden_size": 32,
+        "mlp_ratio": 2.0,
+        "num_heads": 2,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [4, 6, 6],
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": False,
+    },
+    "SD3": {
+        "in_channels": 16,
+        "patch_size": 2,
+        "depth": 1,
+        "input_size": None,
+        "adm_in_channels": 8,
+        "context_embedder_config": {
+            "target": "torch.nn.Linear",
+            "params": {"in_features": 8, "out_features": 64},
+        },
+    },
+}
+
+
+@pytest.fixture(params=NO_UNETS)
+def not_a_unet(request):
+    """A small MODEL of ComfyUI's own Flux or SD3, in the patcher that its loaders use."""
+    import comfy.model_patcher
+    import comfy.supported_models
+    from comfy.ldm.flux.model import FluxParams
+
+    shape = dict(NO_UNETS[request.param])
+    if request.param == "Flux" and "txt_ids_dims" in FluxParams.__dataclass_fields__:
+        shape["txt_ids_dims"] = []  # newer versions ask for it
+    config = getattr(comfy.supported_models, request.param)(shape)
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode(False):
+        model = config.get_model({}, "")
+    cpu = torch.device("cpu")
+    return request.param, comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
 @pytest.fixture
@@ -49,20 +100,24 @@ def inpainting(tmp_path):
 
 
 def test_no_unet(nodes, not_a_unet, positive, student):
+    name, model = not_a_unet
+    features = nodes.Encode(student.model, positive, student.latent(), 0)
     for call in (
-        lambda: nodes.OnePassSampler(not_a_unet, positive, student.latent(), 0),
-        lambda: nodes.PatchModel(not_a_unet),
-        lambda: nodes.Sigmas(not_a_unet),
-        lambda: nodes.Encode(not_a_unet, positive, student.latent(), 0),
+        lambda: nodes.OnePassSampler(model, positive, student.latent(), 0),
+        lambda: nodes.PatchModel(model),
+        lambda: nodes.Sigmas(model),
+        lambda: nodes.Encode(model, positive, student.latent(), 0),
+        lambda: nodes.Decode(model, features, positive),
+        lambda: sampled_with_basic_guider(model, positive, nodes, torch.ones(5), student.latent()),
     ):
-        with refused("is a Flux, not a U-Net .* connect the MODEL of Load Student"):
+        with refused(f"is a {name}, not a U-Net .* connect the MODEL of Load Student"):
             call()
 
 
 def test_inpainting(nodes, inpainting, positive, student):
     from tiue_pack.nodes.native import loading
 
-    model = loading._unet(inpainting, loading._config(inpainting / "vae"), torch.float32)
+    model, _, _ = loading.load_folder(inpainting, dtype=torch.float32)
     with refused("takes 9 channels .* connect the MODEL of Load Student"):
         nodes.OnePassSampler(model, positive, student.latent(), 0)
 
@@ -150,14 +205,18 @@ def test_ksampler_set_wrongly(nodes, student, positive, options):
         )
 
 
-def test_sigmas_of_another_schedule(nodes, student, positive):
+def sampled_with_basic_guider(model, positive, nodes, sigmas, latent):
     guider = BasicGuider()
-    guider = (getattr(guider, "get_guider", None) or guider.execute)(student.model, positive)[0]
+    guider = (getattr(guider, "get_guider", None) or guider.execute)(model, positive)[0]
     sampler = SamplerCustomAdvanced()
     run = getattr(sampler, "sample", None) or sampler.execute
+    return run(nodes.Noise(0), guider, nodes.Sampler(), sigmas, latent)
+
+
+def test_sigmas_of_another_schedule(nodes, student, positive):
     for sigmas in (torch.tensor([14.6, 4.0, 1.0, 0.0]), torch.tensor([4.1])):
         with refused("not the student's: connect One-Pass Sigmas"):
-            run(nodes.Noise(0), guider, nodes.Sampler(), sigmas, student.latent())
+            sampled_with_basic_guider(student.model, positive, nodes, sigmas, student.latent())
 
 
 def test_image_that_is_not_in_the_batch(nodes, student, positive):
@@ -170,8 +229,8 @@ def test_image_that_is_not_in_the_batch(nodes, student, positive):
 
 
 @pytest.fixture
-def in_models(student, tmp_path, monkeypatch):
-    """A copy of the student in a folder that extra_model_paths.yaml might have added."""
+def in_models(student, tmp_path):
+    """A copy of the student in a model folder of its own."""
     import folder_paths
 
     target = tmp_path / "extra" / "mine"
@@ -187,8 +246,11 @@ def test_students_are_found_and_loaded(nodes, in_models):
 
     assert folders.choices()[0] == "stickers" and "tiue/mine" in folders.choices()
     assert LoadStudent.validate_inputs("tiue/mine") is True
-    model, clip, vae = nodes.LoadStudent("tiue/mine")
-    assert None not in (model, clip, vae)
+    for choice in ("tiue/mine", "stickers", "stickers-teacher"):
+        assert LoadStudent.validate_inputs(choice) is True
+        assert LoadStudent.fingerprint_inputs(choice)
+        model, clip, vae = nodes.LoadStudent(choice)
+        assert None not in (model, clip, vae)
     before = LoadStudent.fingerprint_inputs("tiue/mine")
     (in_models / "scheduler" / "scheduler_config.json").touch()
     assert LoadStudent.fingerprint_inputs("tiue/mine") != before
@@ -231,7 +293,59 @@ def test_licence_is_asked_for(nodes, monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "cached", lambda *_: None)
     monkeypatch.setattr(
-        hub, "download", lambda hub_id, revision, accept, terms: accept(terms) and tmp_path
+        hub, "download", lambda hub_id, revision, accept, terms, bar: accept(terms) and tmp_path
     )
     with refused("CC BY-NC 4.0.*Switch accept_licence on"):
         nodes.LoadStudent("loopfree-sd1.5")
+
+
+@pytest.fixture
+def small_hub(student, tmp_path, monkeypatch):
+    """A hub that hands out the student in two halves, and what the node shows of that."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    import comfy.utils  # isort: skip
+
+    shown = []
+    names = [str(p.relative_to(student.folder)) for p in student.folder.rglob("*") if p.is_file()]
+
+    def model_info(self, *_, **__):
+        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        return SimpleNamespace(sha="1" * 40, siblings=siblings, card_data=None)
+
+    def snapshot_download(hub_id, *, revision, allow_patterns, tqdm_class):
+        with tqdm_class(total=200, unit="B", desc="Downloading bytes") as bar:
+            bar.update(100)
+            bar.update(100)
+        target = tmp_path / revision
+        for name in allow_patterns:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(student.folder / name, target / name)
+        return str(target)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    hook = lambda value, total, *_, **__: shown.append((value, total))  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    return shown
+
+
+def test_a_download_shows_its_progress_and_is_pinned(nodes, small_hub, tmp_path):
+    model, _, _ = nodes.LoadStudent("loopfree-sd1.5", accept_licence=True)
+    assert model is not None
+    assert small_hub == [(100, 200), (200, 200)]
+    assert "1" * 40 in (tmp_path / "tiue-students.json").read_text()
+
+
+def test_a_download_can_be_interrupted(nodes, small_hub, monkeypatch):
+    import comfy.utils
+
+    def interrupted(*_, **__):
+        raise memory.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", interrupted)
+    with pytest.raises(memory.InterruptProcessingException):
+        nodes.LoadStudent("loopfree-sd1.5", accept_licence=True)

@@ -1,0 +1,9 @@
+"""The page, as a Space starts it: `python app.py`. `tiue app` has options."""
+
+from tiue_core.page.build import build, launch
+from tiue_core.page.state import House, offered
+
+page, desk = build(House.of(offered([])))
+
+if __name__ == "__main__":
+    launch(page, desk)

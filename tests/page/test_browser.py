@@ -1,0 +1,261 @@
+"""The page in a real Chromium: `pytest -m slow tests/page`."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from served import DESK, PHONE, SLOW, png_of, shown, sideways, tiue
+
+pytestmark = pytest.mark.slow
+TABS = ("Live", "Inside", "Lists", "Compare")
+LAST = "a gift and a boat on a pink background"
+
+
+@pytest.fixture
+def page(one_browser: Any, server: str):
+    page = one_browser.new_page(viewport=DESK)
+    page.outside, page.wrong = [], []
+
+    def heard(request: Any) -> None:
+        if not request.url.startswith((server, "data:", "blob:")):
+            page.outside.append(request.url)
+
+    page.on("request", heard)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.goto(server, timeout=SLOW)
+    yield page
+    page.close()
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def message(page: Any) -> str:
+    """The latest message on the page; it is taken off."""
+    toast = page.locator(".toast-body").last
+    toast.wait_for(timeout=SLOW)
+    text = toast.inner_text()
+    page.locator(".toast-close").last.click()
+    return text
+
+
+def test_typing_fast_ends_in_the_last_text_and_the_command_lines_bytes(
+    page: Any, tmp_path: Path
+) -> None:
+    box = page.locator("#tiue-prompt textarea")
+    shown(page, "a cat on a blue background", 0)
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => {
+            const image = document.querySelector('#tiue-picture img');
+            if (image && window.seen.at(-1) !== image.dataset.prompt)
+                window.seen.push(image.dataset.prompt);
+        }).observe(document.querySelector('#tiue-picture'), { childList: true, subtree: true,
+            attributes: true }); }"""
+    )
+    box.fill("")
+    hand = random.Random(0)
+    for letter in LAST:
+        box.press_sequentially(letter, delay=0)
+        page.wait_for_timeout(hand.uniform(5, 60))
+    image = shown(page, LAST, 0)
+    page.wait_for_timeout(4000)  # nothing older comes after it
+    assert page.locator("#tiue-picture img").get_attribute("data-prompt") == LAST
+    seen = page.evaluate("window.seen")
+    while seen and not LAST.startswith(seen[0]):
+        seen.pop(0)  # what was there before
+    assert seen[-1] == LAST and seen == sorted(seen, key=len)
+    assert len(seen) < len(LAST), "every letter was painted"
+
+    ended = tiue("generate", LAST, "--seed", "0", "--out", str(tmp_path), "--json")
+    (file,) = json.loads(ended.stdout)["images"]
+    assert png_of(image) == Path(file["path"]).read_bytes()
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Save PNG").first.click()
+    assert Path(saved.value.path()).read_bytes() == Path(file["path"]).read_bytes()
+    assert file["path"].endswith(saved.value.suggested_filename)
+    assert image.get_attribute("alt") == f"Picture of: {LAST}"
+    assert not page.outside and not page.wrong
+
+
+def test_seed_pin_dice_examples_and_variations(page: Any) -> None:
+    shown(page, "a cat on a blue background", 0)
+    page.wait_for_function(
+        "document.querySelectorAll('#tiue-variations button').length == 4", timeout=SLOW
+    )
+    second = page.locator('#tiue-variations button[data-seed="2"]')
+    small = png_of(second.locator("img"))
+    second.click()
+    assert png_of(shown(page, "a cat on a blue background", 2)) == small
+    assert page.locator("#tiue-seed input").input_value() == "2"
+
+    page.locator("#tiue-seed input").fill("11")
+    shown(page, "a cat on a blue background", 11)
+    page.get_by_role("button", name="Dice").click()
+    page.wait_for_function(
+        "document.querySelector('#tiue-picture img').dataset.seed !== '11'", timeout=SLOW
+    )
+    rolled = page.locator("#tiue-seed input").input_value()
+    page.get_by_text("a rocket on a white background").click()
+    shown(page, "a rocket on a white background", int(rolled))
+
+    page.get_by_label("Pin").uncheck()
+    page.locator("#tiue-prompt textarea").press_sequentially("s")
+    image = shown(page, "a rocket on a white backgrounds")
+    drawn = image.get_attribute("data-seed")
+    assert drawn != rolled
+    page.wait_for_timeout(2500)
+    assert page.locator("#tiue-picture img").get_attribute("data-seed") == drawn, "it loops"
+    assert float(page.locator(".tiue-latency").first.get_attribute("data-ms")) > 1
+
+
+def test_history_stays_in_the_browser_and_can_be_switched_off(page: Any, server: str) -> None:
+    box = page.locator("#tiue-prompt textarea")
+    box.fill("a tree on a red background")
+    box.blur()
+    page.get_by_role("button", name="History").click()
+    row = page.locator("#tiue-more tr", has_text="a tree on a red background")
+    row.wait_for(timeout=SLOW)
+    page.reload()
+    page.get_by_role("button", name="History").click()
+    row.wait_for(timeout=SLOW)
+    row.click()
+    shown(page, "a tree on a red background", 0)
+    page.get_by_label("Keep a history").uncheck()
+    row.wait_for(state="detached", timeout=SLOW)
+    page.locator("#tiue-prompt textarea").fill("a boat on a red background")
+    page.locator("#tiue-prompt textarea").blur()
+    page.wait_for_timeout(1500)
+    assert page.locator("#tiue-more tr", has_text="a boat").count() == 0
+    page.reload()
+    page.get_by_role("button", name="History").click()
+    page.wait_for_timeout(1500)
+    assert row.count() == 0
+
+
+def test_a_list_with_a_bad_row(page: Any, tmp_path: Path) -> None:
+    tab(page, "Lists")
+    rows = "prompt,seed,count\na cat on a blue background,1,2\na boat,many,\n"
+    page.locator("#tiue-list textarea").fill(rows)
+    bad = page.locator("tr.tiue-bad")
+    page.get_by_text("2 pictures to make, 1 bad row left out").wait_for(timeout=SLOW)
+    assert bad.count() == 1 and "seed: 'many' is no seed" in bad.inner_text()
+    page.click("#tiue-make")
+    page.wait_for_selector("#tiue-progress:has-text('2 made, 1 bad row left out')", timeout=SLOW)
+    page.wait_for_selector("#tiue-gallery img", timeout=SLOW)
+    with page.expect_download(timeout=SLOW) as saved:
+        page.click("#tiue-zip")
+    list_file = tmp_path / "list.csv"
+    list_file.write_text(rows)
+    made = tiue("batch", str(list_file), "--out", str(tmp_path / "out"), "--batch-size", "4")
+    assert "2 made" in made.stdout + made.stderr
+    with zipfile.ZipFile(saved.value.path()) as archive:
+        names = set(archive.namelist())
+        assert {"manifest.jsonl", "index.html"} <= names
+        pictures = sorted(name for name in names if name.endswith(".png"))
+        assert len(pictures) == 2
+        for name in pictures:
+            assert archive.read(name) == (tmp_path / "out" / name).read_bytes()
+            Image.open(io.BytesIO(archive.read(name))).verify()
+
+
+def test_uploads(page: Any, tmp_path: Path) -> None:
+    tab(page, "Lists")
+    upload = page.locator("#tiue-upload input[type=file]")
+    good = tmp_path / "list.txt"
+    good.write_text("a cat on a red background --seed 3\n")
+    upload.set_input_files(good)
+    page.wait_for_function(
+        "document.querySelector('#tiue-list textarea').value.includes('--seed 3')", timeout=SLOW
+    )
+    page.get_by_text("1 picture to make").wait_for(timeout=SLOW)
+
+    zipped, disguised = tmp_path / "a.zip", tmp_path / "bomb.csv"
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.csv", b"0" * 100_000_000)
+    disguised.write_bytes(zipped.read_bytes())
+    huge = tmp_path / "huge.txt"
+    with huge.open("wb") as file:
+        file.truncate(200 << 20)
+    for path, words in ((zipped, "type"), (disguised, "no text"), (huge, "size")):
+        page.reload()
+        tab(page, "Lists")
+        page.locator("#tiue-upload input[type=file]").set_input_files(path)
+        assert words in message(page).lower(), path.name
+
+
+def test_what_is_refused_is_said_on_the_page(page: Any) -> None:
+    shown(page, "a cat on a blue background", 0)
+    page.locator("#tiue-prompt textarea").fill("x" * 1_000_000)
+    assert "1000000 characters: give up to" in message(page)
+    page.locator("#tiue-prompt textarea").fill("<b>a cat</b>")
+    shown(page, "<b>a cat</b>")
+    assert page.locator("#tiue-picture b").count() == 0
+
+
+def test_inside_and_compare(page: Any) -> None:
+    tab(page, "Inside")
+    page.get_by_role("button", name="Look inside").click()
+    page.wait_for_selector("#tiue-features img", timeout=SLOW)
+    assert page.locator("#tiue-sums img").count() == 5
+    before = page.locator("#tiue-inside img").get_attribute("src")
+    page.get_by_role("spinbutton", name="Weight of decoder 1").fill("0.2")
+    page.wait_for_function(
+        "(old) => document.querySelector('#tiue-inside img').src !== old", arg=before, timeout=SLOW
+    )
+    tab(page, "Compare")
+    page.get_by_role("button", name="Compare").last.click()
+    page.wait_for_selector("#tiue-compare img", timeout=SLOW)
+    assert page.locator("#tiue-compare img").count() == 2
+    assert "PSNR" in page.locator("#tiue-compare").inner_text()
+    slider = page.locator("#tiue-compare input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")  # with the keyboard alone
+    at = "getComputedStyle(document.querySelector('.tiue-versus')).getPropertyValue('--at')"
+    assert page.evaluate(at) == "51%"
+
+
+def test_a_phone_needs_no_scrolling_sideways(one_browser: Any, server: str) -> None:
+    page = one_browser.new_page(viewport=PHONE, has_touch=True)
+    page.goto(server, timeout=SLOW)
+    shown(page, "a cat on a blue background")
+    for name in TABS:
+        tab(page, name)
+        if name == "Lists":
+            page.wait_for_selector("tr.tiue-bad", timeout=SLOW)
+        elif name == "Inside":
+            page.get_by_role("button", name="Look inside").click()
+            page.wait_for_selector("#tiue-features img", timeout=SLOW)
+        elif name == "Compare":
+            page.get_by_role("button", name="Compare").last.click()
+            page.wait_for_selector("#tiue-compare img", timeout=SLOW)
+        page.wait_for_timeout(500)
+        assert sideways(page) == 0, name
+    page.close()
+
+
+def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None:
+    shown(page, "a cat on a blue background")
+    nameless = """() => [...document.querySelectorAll('input, textarea, button, select, img')]
+        .filter((part) => part.checkVisibility() && !(part.ariaLabel || part.title || part.alt
+            || part.labels?.length || part.innerText?.trim() || part.closest('label')
+            || part.getAttribute('aria-labelledby') || part.closest('[aria-label]')))
+        .map((part) => part.outerHTML.slice(0, 200))"""
+    for name in TABS:
+        tab(page, name)
+        page.wait_for_timeout(400)
+        assert page.evaluate(nameless) == [], name
+    tab(page, "Live")
+    page.locator("#tiue-prompt textarea").focus()
+    reached = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('[id^=tiue]')?.id"))
+    assert {"tiue-seed", "tiue-dice", "tiue-variations"} <= reached

@@ -1,0 +1,121 @@
+"""A picture of the page is the file of `tiue generate`, to the byte."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import helpers_students as helpers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tiue_core import cli, console, students
+from tiue_core.errors import TiueError
+from tiue_core.page.inside import look
+from tiue_core.page.paint import paint
+from tiue_core.page.state import House
+from tiue_core.page.worker import Models
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return helpers.make_student(tmp_path_factory.mktemp("page") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def lora(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA for the small student, on one attention layer."""
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    name = next(key for key in weights if key.endswith("attn2.to_q.weight"))
+    out, into = weights[name].shape
+    torch.manual_seed(1)
+    layer = "unet." + name.removesuffix(".weight")
+    path = tmp_path_factory.mktemp("loras") / "style.safetensors"
+    tensors = {f"{layer}.lora_A.weight": torch.randn(2, into)}
+    save_file({**tensors, f"{layer}.lora_B.weight": torch.randn(out, 2)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path, lora: Path) -> Models:
+    return Models(House.of([students.find(folder)], lora.parent))
+
+
+@pytest.mark.parametrize(
+    ("words", "order"),
+    [
+        ([], {}),
+        (["--decoders", "fast"], {"decoders": "fast"}),
+        (["--width", "32", "--height", "24"], {"width": 32, "height": 24}),
+        (["--lora", "LORA:0.5"], {"lora": "style", "strength": 0.5}),
+        ([], {}),  # once more, without the LoRA
+    ],
+)
+def test_the_same_bytes_as_the_command_line(
+    models: Models, folder: Path, lora: Path, tmp_path: Path, words: list[str], order: Any
+) -> None:
+    words = [word.replace("LORA", str(lora)) for word in words]
+    command = ["generate", "a cat", "--student", str(folder), "--seed", "7", "--out", str(tmp_path)]
+    assert console.run(cli.build(), [*command, *words]) == 0
+    (file,) = tmp_path.glob("*.png")
+    picture = paint(models, models.house.order("a cat", 7, **order))
+    assert picture.png == file.read_bytes()
+    assert file.name == "0000_" + picture.file
+    assert list(picture.seconds) == ["text", "encoder", "decoders", "VAE"]
+
+
+def test_inside_is_the_same_picture_and_its_sums_end_in_it(models: Models) -> None:
+    order = models.house.order("a cat", 7)
+    plain, seen = paint(models, order), look(models, order, [1, 1, 1, 1], None)
+    assert seen.picture.png == plain.png
+    assert len(seen.sums) == 5 and len(seen.weights) == 4
+    last = np.asarray(seen.sums[-1][1], dtype=int)
+    assert np.abs(last - np.asarray(plain.image, dtype=int)).max() <= 1
+    changed = look(models, order, [0, 0, 0, 0], None)
+    noise = np.asarray(seen.sums[0][1], dtype=int)
+    assert np.abs(np.asarray(changed.picture.image, dtype=int) - noise).max() <= 1
+    assert changed.picture.png != plain.png and changed.weights[0][1] == 0
+    other = look(models, order, [1, 1, 1, 1], "a dog")
+    assert not np.array_equal(np.asarray(other.picture.image), np.asarray(plain.image))
+    assert np.array_equal(np.asarray(other.features[0][1]), np.asarray(seen.features[0][1]))
+
+
+def test_words_that_were_dropped_are_told(models: Models) -> None:
+    picture = paint(models, models.house.order("abcdefgh " * 10))
+    assert any("these words are dropped" in note for note in picture.notes)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_no_numbers(folder: Path, tmp_path: Path, part: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (path,) = (broken / part).glob("*.safetensors")
+    weights = load_file(path)
+    name = next(iter(weights))
+    weights[name] = torch.full_like(weights[name], float("nan"))
+    save_file(weights, path, metadata={"format": "pt"})
+    models = Models(House.of([students.find(broken)]))
+    with pytest.raises(TiueError, match="NaN"):
+        paint(models, models.house.order("a cat"))
+    assert len(models) == 0
+
+
+def test_a_lora_that_is_no_numbers(models: Models, lora: Path) -> None:
+    tensors = {key: torch.full_like(t, float("nan")) for key, t in load_file(lora).items()}
+    save_file(tensors, lora.with_name("nan.safetensors"))
+    house = House.of(models.house.students.values(), lora.parent)
+    with pytest.raises(TiueError, match="not a picture"):
+        paint(Models(house), house.order("a cat", lora="nan"))
+
+
+def test_only_so_many_students_are_loaded(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "a")
+    shutil.copytree(folder, tmp_path / "b")
+    sources = [students.find(path) for path in (folder, tmp_path / "a", tmp_path / "b")]
+    models = Models(House.of(sources))
+    for label in ("tiny", "a", "b", "tiny"):
+        paint(models, models.house.order("a cat", student=label))
+        assert len(models) <= 2

@@ -1,0 +1,77 @@
+"""Prompt lists in YAML, streamed: the parser's events, one row built at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from .rows import Raw, Unreadable, as_row
+
+
+def read_yaml(file: Iterable[str]) -> Raw:
+    """A list of texts and tables. Streamed: node by node, each built on its own."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: Any) -> None:  # merged tables can grow without end
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise Unreadable("'<<' is not understood here: write the columns out")
+
+    try:
+        loader = Loader(_Reader(file))
+    except yaml.YAMLError as error:
+        yield 1, _broken_yaml(error)
+        return
+    line = 1
+    try:
+        loader.get_event()  # the stream
+        if loader.check_event(yaml.StreamEndEvent):
+            return
+        loader.get_event()  # the document
+        if not loader.check_event(yaml.SequenceStartEvent):
+            raise Unreadable("this is no list: start every row with '- '")
+        loader.get_event()
+        while not loader.check_event(yaml.SequenceEndEvent):
+            node: Any = loader.compose_node(None, 0)
+            line = node.start_mark.line + 1
+            try:
+                yield line, as_row(loader.construct_document(node))
+            except (Unreadable, yaml.constructor.ConstructorError, ValueError) as error:
+                why = str(getattr(error, "problem", "") or error)
+                yield line, Unreadable(why.splitlines()[0][:200])
+        loader.get_event()
+        loader.get_event()
+        if not loader.check_event(yaml.StreamEndEvent):
+            line = loader.peek_event().start_mark.line + 1
+            raise Unreadable("something follows the list: keep to one list per file")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        yield (mark.line + 1 if mark else line), _broken_yaml(error)
+    except Unreadable as error:
+        yield line, error
+    except (RecursionError, ValueError):
+        yield line, Unreadable("too deeply nested: a row is a text or a table of texts")
+    finally:
+        loader.dispose()
+
+
+class _Reader:
+    """A file for PyYAML, which asks for a name and for pieces of text."""
+
+    name = "the list"
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = iter(lines)
+
+    def read(self, size: int = -1) -> str:
+        pieces: list[str] = []
+        while sum(map(len, pieces)) < max(size, 1) and (piece := next(self.lines, "")):
+            pieces.append(piece)
+        # YAML forbids these; what was undecodable shall be one bad row, not the end of the list
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", "".join(pieces))
+
+
+def _broken_yaml(error: Exception) -> Unreadable:
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+    return Unreadable(f"the list cannot be read from here on ({problem}): mend this line")

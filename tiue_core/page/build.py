@@ -1,0 +1,79 @@
+"""The tabs as one page, and the server it runs on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from .api import api
+from .choices import Choices
+from .compare import compare
+from .desk import Desk
+from .guard import Guard
+from .inside import inside
+from .lists import lists
+from .live import live
+from .state import House
+
+STYLE = Path(__file__).parent / "style.css"
+# The system's own fonts: nothing is fetched from elsewhere.
+FONTS = ["system-ui", "Segoe UI", "Roboto", "sans-serif"]
+MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+_CACHE = (600, 3600)  # s: how often pictures of lists are swept, and how old those are
+
+HEAD = """<div class="tiue-head"><h1>TiUE</h1>
+<p>Text to picture in a single pass: one encoder, four decoders at once, no loop.</p></div>"""
+
+
+def build(house: House) -> tuple[gr.Blocks, Desk]:
+    """The page for a house, and the desk behind it. Nothing is loaded yet."""
+    # Of this process alone, unlike Gradio's own folder, and gone with it.
+    cache = tempfile.TemporaryDirectory(prefix="tiue-page-")
+    os.environ["GRADIO_TEMP_DIR"] = cache.name
+    desk = Desk(house, cache)
+    with gr.Blocks(title="TiUE", analytics_enabled=False, delete_cache=_CACHE) as page:
+        desk.page = page
+        gr.HTML(HEAD)
+        choices = Choices(house)
+        for name, tab in (("Live", live), ("Inside", inside), ("Lists", lists)):
+            with gr.Tab(name, id=name):
+                tab(desk, choices)
+        with gr.Tab("Compare", id="Compare"):
+            compare(desk, choices)
+        api(desk)
+    # Waiting is the worker's business, so that clients take turns; see worker.py.
+    page.queue(default_concurrency_limit=None, max_size=4 * house.limits.waiting)
+    return page, desk
+
+
+def launch(page: gr.Blocks, desk: Desk, **options: Any) -> Any:
+    """Serve the page; `options` are Gradio's own `launch`'s. Starts loading the first student."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    limits, first = desk.house.limits, desk.house.first
+    desk.worker.submit("the owner", lambda models: models.studio(first))
+    guard = Middleware(Guard, limit=limits.body, leave=desk.leave)
+    settled: dict[str, Any] = {
+        "theme": gr.themes.Soft(font=FONTS, font_mono=MONO),
+        "css_paths": STYLE,
+        "app_kwargs": {"middleware": [guard]},
+        "max_file_size": limits.upload,
+        "max_threads": 4 * limits.waiting,
+        # Gradio keeps a copy of the page's configuration, 0.2 MB, for each client it ever saw, up
+        # to this many; nothing of ours is in it.
+        "state_session_capacity": limits.waiting,
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "allowed_paths": [],
+        "quiet": True,
+        "show_error": False,
+    }
+    return page.launch(**{**settled, **options})
