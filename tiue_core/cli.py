@@ -22,6 +22,7 @@ from .errors import TiueError
 COMMANDS = (
     ".batch.command",
     ".page.command",
+    ".export.command",
     ".train.command",
     ".evaluate.command",
     ".bench.command",
@@ -147,6 +148,10 @@ def generate(
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
     ] = False,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.onnx", help="Run what `tiue export` wrote, without PyTorch."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -161,6 +166,26 @@ def generate(
         raise typer.BadParameter('give one in quotes, "" for the empty one', param_hint="PROMPT")
     if count < 1:
         raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
+    if graph is not None:
+        from .export.command import paint
+
+        fixed = {"student": student, "steps": steps, "decoders": decoders, "lora": lora or None}
+        for name, value in {**fixed, "base": base, "dtype": dtype}.items():
+            if value is not None:
+                raise TiueError(f"--{name} is fixed in a graph: give it to `tiue export` instead")
+        return paint(
+            graph,
+            [_clean(prompt) for prompt in prompts or []],
+            seed=seed,
+            count=count,
+            width=width,
+            height=height,
+            out=out,
+            origin=origin,
+            device=device,
+            json=json,
+            version=__version__,
+        )
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
     from .adapters import Lora
     from .arguments import DECODERS

@@ -42,6 +42,13 @@ def app_command(
         str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    static: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write a page that paints in the browser itself instead."),
+    ] = None,
+    webgpu: Annotated[
+        bool, typer.Option("--webgpu", help="With --static: WebGPU as well, 17 MB more.")
+    ] = False,
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
     ] = False,
@@ -52,6 +59,12 @@ def app_command(
 
     Example: tiue app --student stickers --port 7860
     """
+    if static is not None:
+        from .static import write_page
+
+        one = (student or ["stickers"])[0]
+        write_page(static, one, webgpu=webgpu, accept_license=accept_license, json=json)
+        return
     if not 0 <= port < 65536:
         raise typer.BadParameter(f"{port}: give a number from 0 to 65535", param_hint="--port")
     if queue < 1:

@@ -1,0 +1,67 @@
+"""What a graph says about itself: one JSON object, in ONNX's metadata and in a .pt2's extra files.
+
+Read by ``runtime.py`` and written into the page's ``student.json``, so it holds all that is needed
+besides tensors: who the student is and under which licence, K, timesteps, sizes. The tokenizer lies
+beside it, as the text of a ``tokenizer.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import TiueError
+
+FORMAT = 1  # raised when an older reader could misunderstand a newer graph
+ABOUT, TOKENIZER = "tiue", "tokenizer.json"
+
+RECORD = ("student", "student_revision", "student_hash", "steps", "decoders", "timesteps", "loras")
+"""What a picture's metadata takes over from its graph."""
+
+
+def read(path: Path, stored: Mapping[str, str]) -> dict[str, Any]:
+    """The description out of a graph's metadata, checked.
+
+    Raises:
+        TiueError: no description, or one of another format.
+    """
+    try:
+        about = json.loads(stored.get(ABOUT, ""))
+        found = about["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise TiueError(
+            f"{path} does not say which student it is: give a graph made by `tiue export`"
+        ) from None
+    if found != FORMAT:
+        raise TiueError(
+            f"{path} has format {found!r} and this tiue reads {FORMAT}: export the student again, "
+            "or update tiue"
+        )
+    if not about.get("whole", False):
+        raise TiueError(f"{path} is a part of a student: give the graph of the whole")
+    return about
+
+
+def check_size(about: Mapping[str, Any], width: int | None, height: int | None) -> tuple[int, int]:
+    """(height, width) in pixels that the graph takes, its own where none is asked for.
+
+    Raises:
+        TiueError: a size that the graph was not made for.
+    """
+    own = about["height"], about["width"]
+    asked = height or own[0], width or own[1]
+    low, high, step = about["smallest"], about["largest"], about["multiple"]
+    if about["dynamic_size"]:
+        if any(side % step or not low <= side <= high for side in asked):
+            raise TiueError(
+                f"this graph takes sides from {low} to {high} in steps of {step} pixels, not "
+                f"{asked[1]} x {asked[0]}"
+            )
+    elif asked != own:
+        raise TiueError(
+            f"this graph paints {own[1]} x {own[0]} pixels only, not {asked[1]} x {asked[0]}: "
+            "export the student with --dynamic-size"
+        )
+    return asked
