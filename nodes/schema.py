@@ -10,6 +10,7 @@ from comfy_api.latest import io
 MENU = "TiUE"
 Features = io.Custom("TIUE_FEATURES")
 Predictions = io.Custom("TIUE_PREDICTIONS")
+Ticket = io.Custom("TIUE_JOB")
 
 _KNOWN = {field.name for field in fields(io.Schema)}
 

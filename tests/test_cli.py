@@ -99,7 +99,7 @@ def test_metadata_is_enough_to_make_it_again(tiue: Any, tmp_path: Path, student:
     lora = helpers.write_lora(tmp_path / "my style.safetensors", helpers.lora_tensors())
     settings = [
         *("--seed", "9", "--width", "24", "--height", "8", "--steps", "3"),
-        *("--dtype", "float32"),
+        *("--dtype", "float32", "--decoders", "fast"),
     ]
     ended = tiue("generate", "a cat, 猫", *settings, "--lora", f"{lora}:0.5", "--json")
     assert (ended.status, ended.err) == (0, "")
@@ -109,7 +109,8 @@ def test_metadata_is_enough_to_make_it_again(tiue: Any, tmp_path: Path, student:
     assert metadata["loras"] == [
         {"name": "my style", "strength": 0.5, "hash": files.file_hash(lora)}
     ]
-    assert len(metadata["timesteps"]) == metadata["steps"] == 3
+    assert (metadata["steps"], metadata["decoders"]) == (3, "fast")
+    assert metadata["timesteps"] == [667, 334]  # of 667, 334, 1
     assert (metadata["dtype"], metadata["device"]) == ("float32", "cpu")
     assert str(tmp_path) not in json.dumps(metadata)  # a picture does not tell where it was made
     again = tiue("generate", "--from", made["path"], "--lora", lora, "--out", "again", "--json")
@@ -182,6 +183,7 @@ def test_two_loras_say_nothing(tiue: Any, tmp_path: Path) -> None:
         ("generate cat --count -3", 2, "give 1 or more"),
         ("generate cat --count two", 2, "--count"),
         ("generate cat --colour red", 2, "--colour"),
+        ("generate cat --decoders quick", 2, "give exact or fast"),
         ("paint cat", 2, "paint"),
         ("generate cat --width 13", 1, "multiple of 2, such as 12"),
         ("generate cat --height -16", 1, "height is -16"),

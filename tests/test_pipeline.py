@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from small import SD_SCHEDULER, TEXT_WIDTH, small_unet
 from test_unet import shared_encoder
 
-from tiue_core import TiueOutput, TiuePipeline, draw_noise
+from tiue_core import SplitUNet, TiueOutput, TiuePipeline, draw_noise
 from tiue_core.errors import TiueError
 
 LEVEL = 1 / 255  # of eight-bit images
@@ -56,6 +56,19 @@ def test_equals_stable_diffusion_with_a_shared_encoder(pipe, components, guidanc
     images = pixels(pipe, **arguments, seed=5)
     assert images.shape == (2, 3, 56, 72)
     assert largest(images, expected) <= LEVEL
+
+
+def test_fast_leaves_out_the_last_decoder(pipe):
+    arguments = {"prompt": ["a cat", "a car"], "seed": 5, "output_type": "latent"}
+    exact, fast = (pipe(**arguments, decoders=which).images for which in ("exact", "fast"))
+    noise = draw_noise([5, 6], exact.shape[1:])
+    embeds, unet = pipe.encode_prompt(arguments["prompt"]), SplitUNet(pipe.unet)
+    with torch.no_grad():
+        features = unet.encode(noise, 751, embeds)
+        predictions = unet.decode(features, [751, 501, 251, 1], embeds)
+    moved = -0.0121421 * (predictions[2] - predictions[3])  # E_1 (eps_251 - eps_1)
+    assert largest(fast - exact, moved) <= 1e-5 * exact.abs().max()
+    assert moved.abs().max() > 1e-4 * exact.abs().max()
 
 
 def test_an_image_does_not_change_with_its_batch(pipe):

@@ -273,3 +273,41 @@ def test_importing_the_package_is_cheap():
     assert out.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = __import__("tiue_core").Nothing
+
+
+# --- fewer decoders ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("K", [2, 4, 10, 50])
+def test_fast_is_the_loop_that_hears_a_neighbour(prediction, K):
+    """The stock loop, fed for each step the prediction of the decoder that stands in for it."""
+    config = {**SD_SCHEDULER, "prediction_type": prediction}
+    exact = OneWaySchedule.from_config(config, steps=K)
+    fast = OneWaySchedule.from_config(config, steps=K, decoders="fast")
+    noise, predictions = draw(K)
+    kept = [exact.timesteps.tolist().index(t) for t in fast.timesteps.tolist()]
+    assert kept[0] == 0  # the encoder's timestep stays
+    nearest = [min(kept, key=lambda k, i=i: abs(k - i)) for i in range(K)]
+    looped = ddim_loop(config, noise, predictions[nearest])
+    z = fast.combine(noise, predictions[kept])
+    assert (z - looped).abs().max().item() <= 1e-12
+    left = [i for i in range(K) if i not in kept]
+    assert exact.weights[left].abs().sum() < 0.01 * exact.weights.abs().sum()
+    assert fast.weights.sum().item() == pytest.approx(exact.weights.sum().item(), rel=1e-13)
+
+
+def test_fast_drops_the_last_decoder_of_stable_diffusion():
+    exact = OneWaySchedule.from_config(SD_SCHEDULER)
+    fast = exact.fast()
+    assert fast.timesteps.tolist() == [751, 501, 251]
+    assert fast.weights.tolist() == pytest.approx([-2.4919446, -0.9249007, -0.6689464], abs=5e-8)
+    assert fast.signal == pytest.approx(exact.signal, rel=1e-15)
+    assert len(fast.alphas) == 4 and fast.alphas[-1] == exact.alphas[-1]
+    assert len(exact.fast(share=0.002)) == 4  # the last one carries 0.3 %
+    assert exact.fast(share=1).timesteps[0] == 751
+
+
+def test_decoders_are_exact_or_fast():
+    with pytest.raises(ValueError, match="give one of exact, fast"):
+        OneWaySchedule.from_config(SD_SCHEDULER, decoders="quick")

@@ -13,6 +13,7 @@ from torch import nn
 
 from tiue_core.errors import TiueError
 from tiue_core.train import distill as distilling
+from tiue_core.train.critic import fool, tell_apart
 from tiue_core.train.diffusion import Noising, guided_ddim
 from tiue_core.train.distill import DistillTask, normal_kl
 from tiue_core.train.loop import Average, generator_for, rate, train
@@ -115,20 +116,73 @@ def test_adam_moves_student_and_adapters_but_not_the_teacher(recipe: DistillReci
     assert sum(moved) > 0.9 * len(moved)
 
 
-@pytest.mark.parametrize("imitate", [0, 3])
-def test_resume_is_bit_exact(recipe: DistillRecipe, tmp_path: Path, imitate: int) -> None:
-    whole = recipe.model_copy(update={"out": tmp_path / "whole", "imitate": imitate})
-    first = recipe.model_copy(update={"out": tmp_path / "halves", "imitate": imitate, "steps": 2})
+PAIRED = {"pairs": 6, "pair_steps": 3, "regression": 0.5, "adversarial": 0.1}
+
+
+@pytest.mark.parametrize("terms", [{}, {"imitate": 3}, PAIRED], ids=["vsd", "imitate", "paired"])
+def test_resume_is_bit_exact(recipe: DistillRecipe, tmp_path: Path, terms: dict[str, Any]) -> None:
+    whole = recipe.model_copy(update={"out": tmp_path / "whole", **terms})
+    first = recipe.model_copy(update={"out": tmp_path / "halves", "steps": 2, **terms})
     second = first.model_copy(update={"steps": 4})
     train(whole, DistillTask)
     train(first, DistillTask)
     train(second, DistillTask)
     files = sorted((tmp_path / "whole/checkpoints/step-0000004").glob("*.safetensors"))
-    assert len(files) == 5  # two networks, one average, two optimizers
+    # Networks, one average, optimizers.
+    assert len(files) == (7 if "adversarial" in terms else 5)
     for file in files:
         other = load_file(tmp_path / "halves/checkpoints/step-0000004" / file.name)
         for name, tensor in load_file(file).items():
             assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
+
+
+def test_pairs_are_where_the_teachers_flow_ends(recipe: DistillRecipe) -> None:
+    """Against DDIM at so many steps that both solve the same differential equation."""
+    task = task_for(recipe.model_copy(update={"pairs": 3, "pair_steps": 100, "guidance": 2.0}))
+    pairs = task.pairs
+    with torch.no_grad(), distilling.plain(task.teacher):
+        tokens = torch.cat([task.empty.expand(3, -1), task.tokens[pairs.rows]])
+        embeds = task.pipeline.text_encoder(tokens)[0]
+        wanted = guided_ddim(
+            task.teacher, task.pipeline.scheduler, pairs.noise, embeds, steps=500, guidance=2.0
+        )
+    assert (pairs.latents - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
+def test_a_lost_file_of_pairs_is_made_again(recipe: DistillRecipe) -> None:
+    paired = recipe.model_copy(update={"pairs": 130, "pair_steps": 1})
+    first = task_for(paired).pairs
+    files = sorted((recipe.out / "pairs").iterdir())
+    assert [file.name for file in files] == ["00000.safetensors", "00001.safetensors"]
+    files[1].unlink()
+    again = task_for(paired).pairs
+    assert len(again.rows) == 130
+    assert torch.equal(first.latents, again.latents) and torch.equal(first.noise, again.noise)
+
+
+def test_the_critic_learns_and_the_student_follows_it(recipe: DistillRecipe) -> None:
+    task = task_for(recipe.model_copy(update=PAIRED))
+    real = torch.randn(4, *task.shape, generator=generator(5))
+    fake = (real + 1.0).requires_grad_()
+    embeds = torch.randn(4, 16, 32, generator=generator(6))
+    losses = []
+    for step in range(60):
+        _, told = task._criticism(fake, real, embeds, generator(step))
+        losses.append(float(told.detach()))
+        task._descend("critic", told)
+    assert losses[-1] < 0.8 * losses[0]  # a plain shift is easy to see
+    before = {name: p.clone() for name, p in task.modules["critic"].named_parameters()}
+    fooled, _ = task._criticism(fake, real, embeds, generator(99))
+    fooled.backward()
+    assert fake.grad is not None and fake.grad.mean() > 0  # descending takes the shift back
+    after = dict(task.modules["critic"].named_parameters())
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in after.items())
+
+
+def test_hinge_losses_by_hand() -> None:
+    real, fake = [torch.tensor([0.5, 2.0])], [torch.tensor([-3.0, 0.0])]
+    assert tell_apart(real, fake) == pytest.approx((0.5 + 0) / 2 + (0 + 1) / 2)
+    assert fool(fake) == pytest.approx(1.5)
 
 
 def test_the_result_is_a_student_that_paints(recipe: DistillRecipe) -> None:
@@ -159,12 +213,13 @@ def test_average_follows_the_formula() -> None:
     assert average.modules["m"].weight.item() == pytest.approx(wanted, rel=1e-6)
 
 
-def test_noising_inverts(recipe: DistillRecipe) -> None:
-    noising = Noising.from_scheduler(task_for(recipe).pipeline.scheduler)
+def test_noising_is_the_schedulers(recipe: DistillRecipe) -> None:
+    task = task_for(recipe)
     clean, noise = torch.randn(2, 3, 4, 8, 8)
     timesteps = torch.tensor([1, 500, 900])
-    back = noising.clean(noising.add(clean, noise, timesteps), noise, timesteps)
-    assert (back - clean).abs().max() <= 1e-4
+    wanted = task.pipeline.scheduler.add_noise(clean, noise, timesteps)
+    made = Noising.from_scheduler(task.pipeline.scheduler).add(clean, noise, timesteps)
+    assert (made - wanted).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=str)

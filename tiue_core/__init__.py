@@ -24,6 +24,7 @@ _HOMES = {
     "draw_noise": "pipeline",
 }
 
+__version__ = "0.1.0"
 __all__ = ["Features", "OneWaySchedule", "SplitUNet", "TiueOutput", "TiuePipeline", "draw_noise"]
 
 

@@ -8,6 +8,14 @@ from numbers import Integral
 from typing import Any
 
 SEEDS = 2**64  # what torch.Generator tells apart
+DECODERS = ("exact", "fast")
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """``value`` if it is one of ``choices``, or one line that says which there are."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: give one of {', '.join(choices)}")
+    return value
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
+from . import __version__
 from .console import Failed, ask_license, emit, progress, quiet_libraries, run, say
 from .errors import TiueError
 
-COMMANDS = (".train.command", ".evaluate.command")
+COMMANDS = (".batch.command", ".train.command", ".evaluate.command", ".bench.command")
 """Modules with a `register(app)` that adds their commands; cheap to import."""
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
-_VERSION = "0.1.0"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
@@ -64,7 +64,7 @@ def _root(
     Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
     """
     if version:
-        print(f"tiue {_VERSION}")
+        print(f"tiue {__version__}")
         raise typer.Exit
 
 
@@ -81,6 +81,9 @@ class Order:
     width: int | None = None
     height: int | None = None
     steps: int | None = None
+    decoders: str = "exact"
+    draft: bool = False
+    optimize: bool = False
     dtype: str | None = None
     loras: list[Any] = field(default_factory=list)
     student_hash: str | None = None
@@ -108,12 +111,21 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(show_default="the student's", help="Decoders (K).")
     ] = None,
+    decoders: Annotated[
+        str | None,
+        typer.Option(
+            show_default="exact",
+            metavar="exact|fast",
+            help="fast leaves out the decoders that hardly count.",
+        ),
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:STRENGTH]", help="May be given many times.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNGs.")] = Path("out"),
     origin: Annotated[
-        Path | None, typer.Option("--from", metavar="IMAGE.png", help="Make this picture again.")
+        Path | None,
+        typer.Option("--like", "--from", metavar="IMAGE", help="Make this picture again."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Folder with what a single-file student lacks.")
@@ -122,6 +134,10 @@ def generate(
         str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Coarser and sooner: TAESD.")] = False,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Measure and warm up first; for many pictures.")
+    ] = False,
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
     ] = False,
@@ -132,7 +148,7 @@ def generate(
 
     Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
 
-    Example: tiue generate --from out/0000_a-cat-on-a-blue-background_0.png
+    Example: tiue generate --like out/0000_a-cat-on-a-blue-background_0.png
     """
     started = time.monotonic()
     if not prompts and origin is None:
@@ -141,11 +157,18 @@ def generate(
         raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
     from .adapters import Lora
+    from .arguments import DECODERS
     from .files import check_writable
 
+    if decoders not in (None, *DECODERS):
+        raise typer.BadParameter(
+            f"{decoders}: give {' or '.join(DECODERS)}", param_hint="--decoders"
+        )
     order = Order([_clean(prompt) for prompt in prompts or []])
     given = {"student": student, "seed": seed, "width": width, "height": height, "steps": steps}
+    given["decoders"] = decoders
     order.loras = [Lora.parse(text) for text in lora or []]
+    order.draft, order.optimize = draft, optimize
     if origin is not None:
         _remember(order, origin)
     for name, value in {**given, "dtype": dtype}.items():
@@ -155,7 +178,7 @@ def generate(
 
     source = library.find(order.student, accept_license=ask_license(accept_license))
     check_writable(out)
-    images, error = _paint(order, source, count, out, device, base)
+    images, error = _paint(order, source, count, out, device, base, accept_license)
     result = {
         "images": images,
         "student": {"name": source.name, "revision": source.revision},
@@ -171,7 +194,13 @@ def generate(
 
 
 def _paint(
-    order: Order, source: Any, count: int, out: Path, device: str | None, base: str | None
+    order: Order,
+    source: Any,
+    count: int,
+    out: Path,
+    device: str | None,
+    base: str | None,
+    accept_license: bool,
 ) -> tuple[list[dict[str, Any]], Exception | None]:
     """Paint and save batch by batch; return what was saved, and what stopped it if anything."""
     from concurrent.futures import ThreadPoolExecutor
@@ -181,11 +210,15 @@ def _paint(
         with ThreadPoolExecutor(1) as pool, progress("loading", None):
             digest = pool.submit(source.content_hash)  # reads the weights while they are loaded
             pipe = _load(order, source, device, base)
+            if order.draft:
+                pipe.load_draft(accept_license=accept_license)
             record = {**_record(order, source, pipe), "student_hash": digest.result()}
         if order.student_hash not in (None, record["student_hash"]):
             warnings.warn(
                 "that picture was made with other weights, so it may differ", stacklevel=2
             )
+        if order.optimize:
+            _optimize(pipe, order, min(_BATCH, count * len(order.prompts)))
         seeds = range(order.seed, order.seed + count)
         jobs = [(prompt, seed) for prompt in order.prompts for seed in seeds]
         with progress("painting", len(jobs)) as advance:
@@ -214,6 +247,16 @@ def _load(order: Order, source: Any, device: str | None, base: str | None) -> An
     return pipe
 
 
+def _optimize(pipe: Any, order: Order, batch_size: int) -> None:
+    with progress("optimizing", 4) as advance:
+        pipe.optimize(
+            width=order.width,
+            height=order.height,
+            batch_size=batch_size,
+            progress=lambda done, *_: advance(int(done > 0)),
+        )
+
+
 def _paint_batch(
     pipe: Any, order: Order, jobs: list[tuple[str, int]], record: dict[str, Any], out: Path
 ) -> Iterator[dict[str, Any]]:
@@ -225,6 +268,8 @@ def _paint_batch(
         width=order.width,
         height=order.height,
         steps=order.steps,
+        decoders=order.decoders,
+        draft=order.draft,
     )
     for image, (prompt, seed) in zip(output.images, jobs, strict=True):
         size = {"width": image.width, "height": image.height}
@@ -241,11 +286,13 @@ def _record(order: Order, source: Any, pipe: Any) -> dict[str, Any]:
         "student": source.name,
         "student_revision": source.revision,
         "steps": order.steps,
-        "timesteps": [int(t) for t in pipe.schedule(order.steps).timesteps],
+        "decoders": order.decoders,
+        **({"draft": True} if order.draft else {}),
+        "timesteps": pipe.schedule(order.steps, order.decoders).timesteps.tolist(),
         "loras": [lora.record() for lora in order.loras],
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": pipe.device.type,
-        "version": _VERSION,
+        "version": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
@@ -259,8 +306,11 @@ def _remember(order: Order, origin: Path) -> None:
     from .images import read_metadata
 
     metadata = read_metadata(origin)
+    if metadata.get("made_in") == "ComfyUI":
+        raise TiueError(f"{origin} was made in ComfyUI: drop it onto ComfyUI's page")
     order.prompts = order.prompts or [metadata["prompt"]]
-    for name in ("student", "student_hash", "seed", "width", "height", "steps", "dtype"):
+    settings = ("seed", "width", "height", "steps", "decoders", "draft", "dtype")
+    for name in ("student", "student_hash", *settings):
         if metadata.get(name) is not None:
             setattr(order, name, metadata[name])
     given = {file_hash(lora.path): i for i, lora in enumerate(order.loras)}

@@ -33,7 +33,9 @@ _BITS = {
 # --- written whole -------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None:
+def write_atomically(
+    path: Path, data: bytes, *, overwrite: bool = True, make_folder: bool = True
+) -> None:
     """Write `data` so that `path` holds all of it or does not change.
 
     The bytes go to a temporary file in the same folder, reach the disk, and only then get their
@@ -46,7 +48,8 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
     """
     temporary = path.with_name(f".tiue-{secrets.token_hex(8)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
@@ -60,7 +63,7 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
             raise
         raise TiueError(f"{path.parent} is a file: give a folder to write to") from None
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -88,7 +91,8 @@ def _name_if_free(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
-def _explain(error: OSError, path: Path) -> TiueError:
+def explain(error: OSError, path: Path) -> TiueError:
+    """An error of the file system in the words of this library."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TiueError(f"no space left to write {path}: free some, or choose another folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

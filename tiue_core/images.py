@@ -8,6 +8,7 @@ import io
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .errors import TiueError
 from .files import write_atomically
 
 _SLUG_LENGTH = 60  # characters of the prompt in a file name
+_DESCRIPTION = 0x010E  # the EXIF tag that holds the JSON in JPEG and WebP
 _SLUG_BYTES = 150  # and bytes: most file systems stop at 255 for the whole name
 
 
@@ -63,23 +65,28 @@ def save_image(image: Any, folder: Path, metadata: dict[str, Any]) -> Path:
         return path
 
 
-def encode_png(image: Any, metadata: dict[str, Any]) -> bytes:
-    """A PIL image as PNG bytes with the two text chunks."""
+def encode_png(
+    image: Any, metadata: dict[str, Any], comfyui: Mapping[str, Any] | None = None
+) -> bytes:
+    """A PIL image as PNG bytes with the two text chunks, and ComfyUI's where it has them."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
+    for key, value in (comfyui or {}).items():
+        chunks.add_text(key, json.dumps(value))
     chunks.add_text("parameters", a1111_parameters(metadata))
     chunks.add_text("tiue", json.dumps(metadata, sort_keys=True))  # ASCII, so plain tEXt
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=chunks)
+    # level 4: half the time of 6, and within 1% of its size
+    image.save(buffer, format="PNG", pnginfo=chunks, compress_level=4)
     return buffer.getvalue()
 
 
 def a1111_parameters(metadata: dict[str, Any]) -> str:
     """The line-and-pairs format of A1111's `parameters` chunk.
 
-    Reads `prompt`, `seed`, `width`, `height`, `timesteps`, `student`, `student_hash`, `loras` and
-    `version`. No guidance is applied, which that format writes as a CFG scale of 1.
+    Reads `prompt`, `negative`, `seed`, `width`, `height`, `timesteps`, `student`, `student_hash`,
+    `loras` and `version`. No guidance is applied, which that format writes as a CFG scale of 1.
     """
     loras = metadata.get("loras") or []
     prompt = " ".join(
@@ -99,7 +106,8 @@ def a1111_parameters(metadata: dict[str, Any]) -> str:
     if loras:
         pairs["Lora hashes"] = json.dumps(pairs["Lora hashes"], ensure_ascii=False)
     line = ", ".join(f"{key}: {value}" for key, value in pairs.items() if value not in (None, ""))
-    return f"{prompt}\n{line}"
+    negative = metadata.get("negative")
+    return "\n".join([prompt, *([f"Negative prompt: {negative}"] if negative else []), line])
 
 
 def _quoted(value: str) -> str:
@@ -108,20 +116,23 @@ def _quoted(value: str) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The `tiue` chunk of a PNG that this library saved.
+    """What a picture that this library saved says of its making: its `tiue` chunk, or EXIF.
 
     Raises:
-        TiueError: no such file, not a PNG, or one without the chunk.
+        TiueError: no such file, not a PNG, JPEG or WebP, or one that does not say.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
             text = getattr(image, "text", {}).get("tiue")
+            if text is None:
+                described = str(image.getexif().get(_DESCRIPTION, ""))
+                text = described.removeprefix("tiue:") if described.startswith("tiue:") else None
     except FileNotFoundError:
         raise TiueError(f"{path} does not exist: check the path") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise TiueError(f"{path} is not a readable PNG: use an image made by tiue") from error
+        raise TiueError(f"{path} is not a readable picture: use one made by tiue") from error
     try:
         metadata = json.loads(text or "")
         if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):

@@ -27,9 +27,12 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .arguments import seeds_of, texts_of, whole
+from .arguments import one_of, seeds_of, texts_of, whole
 from .folders import reading
 from .schedule import STEPS, OneWaySchedule
+from .speed.embeddings import Embeddings
+from .speed.memory import in_batches
+from .speed.optimize import Optimizable
 from .unet import SplitUNet
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
@@ -53,6 +56,7 @@ def draw_noise(seeds: Iterable[int], shape: Sequence[int]) -> Tensor:
 
 
 class TiuePipeline(
+    Optimizable,
     DiffusionPipeline,
     StableDiffusionMixin,
     TextualInversionLoaderMixin,
@@ -100,6 +104,8 @@ class TiuePipeline(
         levels = 4 if vae is None else len(self.vae.config.block_out_channels)
         self.vae_scale_factor = 2 ** (levels - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._embeddings = Embeddings()
+        self.draft_vae: Any = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -126,11 +132,13 @@ class TiuePipeline(
         options = reading(folder, None if dtype else torch.float32)
         return super().from_pretrained(str(folder), **{**options, **kwargs})
 
-    def schedule(self, steps: int | None = None) -> OneWaySchedule:
+    def schedule(self, steps: int | None = None, decoders: str = "exact") -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""
         timesteps = self.config["timesteps"] if steps is None else None
         steps = self.config["steps"] if steps is None else steps
-        return OneWaySchedule.from_config(self.scheduler, steps=steps, timesteps=timesteps)
+        return OneWaySchedule.from_config(
+            self.scheduler, steps=steps, timesteps=timesteps, decoders=decoders
+        )
 
     @torch.no_grad()
     def __call__(
@@ -142,12 +150,14 @@ class TiuePipeline(
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
+        decoders: str = "exact",
         guidance_scale: float = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
         latents: Tensor | None = None,
         batch_size: int = 8,
         chunk: int | None = None,
+        draft: bool = False,
         output_type: str = "pil",
         callback: Callable[[int, int], Any] | None = None,
         return_dict: bool = True,
@@ -159,12 +169,16 @@ class TiuePipeline(
             seed: the images get seed, seed + 1, ...; a list gives one each; None draws one.
             width, height: in pixels, multiples of the VAE's factor; the student's own by default.
             steps: K; the student's own by default.
+            decoders: "exact", all K; "fast", without those that carry less than 1 % of the weight
+                (``OneWaySchedule.fast``): three for the four of Stable Diffusion's students.
             guidance_scale: classifier-free guidance against ``negative_prompt``; 1 is without, as
                 students are trained.
             prompt_embeds: (P, N, D) instead of ``prompt``.
             latents: (images, C, height / factor, width / factor), the noise, instead of ``seed``.
             batch_size: images at a time.
-            chunk: timesteps per decoder call; fewer take less memory (all by default).
+            chunk: timesteps per decoder call (all by default). Both are halved where memory runs
+                out.
+            draft: decode with the tiny decoder of ``load_draft``: coarser, in far less time.
             output_type: "pil", "pt", "np" or "latent" (the z_0 of Eq. 11).
             callback: called with (images done, images in all) after every batch.
 
@@ -174,9 +188,7 @@ class TiuePipeline(
         Raises:
             ValueError: what is wrong with an argument, and what to give, in one line.
         """
-        if output_type not in OUTPUT_TYPES:
-            one_of = ", ".join(OUTPUT_TYPES)
-            raise ValueError(f"output_type is {output_type!r}: give one of {one_of}")
+        one_of("output_type", output_type, OUTPUT_TYPES)
         count = whole("count", count, 1)
         batch_size = whole("batch_size", batch_size, 1)
         chunk = None if chunk is None else whole("chunk", chunk, 1)
@@ -187,12 +199,14 @@ class TiuePipeline(
         if prompt_embeds is not None and prompt_embeds.ndim != 3:
             shape = tuple(prompt_embeds.shape)
             raise ValueError(f"prompt_embeds have shape {shape}: give (prompts, tokens, width)")
-        schedule = self.schedule(steps)
+        schedule = self.schedule(steps, decoders)
         texts = None if prompt is None else texts_of("prompt", prompt)
         prompts = len(prompt_embeds) if texts is None else len(texts)  # type: ignore[arg-type]
         total = prompts * count
         shape = self._latent_shape(width, height, latents, total)
         seeds = seeds_of(seed, total) if latents is None else []
+        if draft and self.draft_vae is None:
+            self.load_draft()
         if latents is not None and seed is not None:
             raise ValueError("seed and latents both give the noise: leave one of them out")
         guided = guidance_scale != 1
@@ -209,14 +223,12 @@ class TiuePipeline(
             if against is not None:
                 against = against.expand(prompts, -1, -1)
 
-            batches = []
-            for first in range(0, total, batch_size):
-                images = range(first, min(first + batch_size, total))
+            def paint(images: range, chunk: int) -> Any:
                 rows = [image // count for image in images]
                 noise = (
-                    draw_noise(seeds[first : images.stop], shape)
+                    draw_noise(seeds[images.start : images.stop], shape)
                     if latents is None
-                    else latents[first : images.stop]
+                    else latents[images.start : images.stop]
                 ).to(device)
                 context = prompt_embeds[rows].to(device)
                 if against is None:
@@ -227,7 +239,11 @@ class TiuePipeline(
                     z = self._one_way(torch.cat([noise, noise]), both, schedule, chunk)
                     without, with_prompt = z.chunk(2)
                     z = without + guidance_scale * (with_prompt - without)
-                batches.append(self._decode_latents(z, output_type))
+                return self._decode_latents(z, output_type, draft)
+
+            batches = []
+            for images, batch in in_batches(total, batch_size, chunk or len(schedule), paint):
+                batches.append(batch)
                 if callback is not None:
                     callback(images.stop, total)
         finally:
@@ -240,10 +256,10 @@ class TiuePipeline(
         self, noise: Tensor, prompt_embeds: Tensor, schedule: OneWaySchedule, chunk: int | None
     ) -> Tensor:
         """Noise (B, C, h, w) and prompts (B, N, D) to z_0 (B, C, h, w): the whole method."""
-        unet, timesteps = SplitUNet(self.unet), schedule.timesteps
+        unet, timesteps, weights = self.split_unet, schedule.timesteps, schedule.weights
         features = unet.encode(noise, timesteps[0], prompt_embeds)
-        predictions = unet.decode(features, timesteps, prompt_embeds, chunk=chunk)
-        latents = schedule.combine(noise, predictions)
+        predictions = unet.decode(features, timesteps, prompt_embeds, chunk=chunk, weights=weights)
+        latents = schedule.combine(noise, predictions)  # which come summed already
         return latents
 
     def encode_prompt(self, prompts: Sequence[str], batch_size: int = 8) -> Tensor:
@@ -257,6 +273,13 @@ class TiuePipeline(
         texts = [self.maybe_convert_prompt(text, self.tokenizer) for text in prompts]
         for text in dict.fromkeys(texts):
             self._warn_of_dropped_words(text, limit)
+
+        def encode(texts: list[str]) -> Tensor:
+            return self._encode_texts(texts, limit, batch_size)
+
+        return self._embeddings(texts, encode, self.text_encoder, self._execution_device, limit)
+
+    def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
         embeds = []
         for first in range(0, len(texts), batch_size):
             tokens = self.tokenizer(
@@ -311,13 +334,20 @@ class TiuePipeline(
             shape.append(pixels // factor)
         return shape[0], shape[1], shape[2]
 
-    def _decode_latents(self, latents: Tensor, output_type: str) -> Any:
+    def load_draft(self, source: Any = None, accept_license: bool = False) -> None:
+        """Load the tiny decoder for ``draft=True``: the student's own, a folder, or a hub id."""
+        from .draft import load_draft_decoder
+
+        self.draft_vae = load_draft_decoder(self, source, accept_license)
+
+    def _decode_latents(self, latents: Tensor, output_type: str, draft: bool) -> Any:
         """z_0 (B, C, h, w) to images of ``output_type``."""
         if output_type == "latent":
             return latents
-        config = self.vae.config
+        vae = self.draft_vae if draft else self.vae
+        config = vae.config
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
-        images = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]
+        images = self._decode_images(vae, z.to(vae.dtype))
         return self.image_processor.postprocess(images, output_type=output_type)
 
 

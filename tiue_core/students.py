@@ -216,23 +216,13 @@ def load(
     Raises:
         TiueError: no such student, device or dtype.
     """
-    import torch
-
     from .pipeline import TiuePipeline
 
     source = (
         student if isinstance(student, Source) else find(student, accept_license=accept_license)
     )
-    device = _device(device)
-    if dtype is None:
-        dtype = torch.float32 if device == "cpu" else torch.float16
-    elif isinstance(dtype, str):
-        names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        known = (torch.float32, torch.float16, torch.bfloat16)
-        chosen = getattr(torch, names.get(dtype, dtype), None)
-        if chosen not in known:
-            raise TiueError(f"no dtype '{dtype}': use float32, float16 or bfloat16")
-        dtype = chosen
+    device = device_of(device)
+    dtype = dtype_of(dtype, device)
     if source.path.is_file():
         from .single_file import load_single_file
 
@@ -255,7 +245,23 @@ def load_unet(folder: Path, dtype: Any = None) -> Any:
     )
 
 
-def _device(name: str | None) -> str:
+def dtype_of(dtype: Any, device: str) -> Any:
+    """A torch dtype by its name; by default float16 on a GPU, float32 on the CPU."""
+    import torch
+
+    if dtype is None:
+        return torch.float32 if device == "cpu" else torch.float16
+    if not isinstance(dtype, str):
+        return dtype
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    chosen = getattr(torch, names.get(dtype, dtype), None)
+    if chosen not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TiueError(f"no dtype '{dtype}': use float32, float16 or bfloat16")
+    return chosen
+
+
+def device_of(name: str | None) -> str:
+    """``name`` if it can be used, by default the best there is."""
     import torch
 
     if name is None:

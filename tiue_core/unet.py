@@ -95,34 +95,41 @@ class SplitUNet(nn.Module):
             down_intrablock_additional_residuals: a T2I-Adapter's, one per down block.
         """
         unet = self.unet
-        with _woken(unet, conditions) as conditions:
+        with woken(unet, conditions) as conditions:
             h = noise.to(unet.dtype)
             temb, context = self._context(h, timestep, prompt_embeds, **conditions)
             adapter = list(down_intrablock_additional_residuals or ())
 
-            h = unet.conv_in(2 * h - 1 if unet.config.center_input_sample else h)
-            skips = [h]
-            for block in unet.down_blocks:
-                if _attends(block):
-                    extra = {"additional_residuals": adapter.pop(0)} if adapter else {}
-                    h, outputs = block(hidden_states=h, temb=temb, **context, **extra)
-                else:
-                    h, outputs = block(hidden_states=h, temb=temb)
-                    if adapter:  # reaches the last skip feature too, where that is h itself
-                        before, h = h, h + adapter.pop(0)
-                        outputs = [h if output is before else output for output in outputs]
-                skips.extend(outputs)
-
-            if unet.mid_block is not None:
-                h = unet.mid_block(h, temb, **(context if _attends(unet.mid_block) else {}))
-                if adapter and adapter[0].shape == h.shape:  # T2I-Adapter XL reaches the middle
-                    h = h + adapter.pop(0)
-
+            h, skips = self._down(h, temb, context, adapter)
             if down_block_additional_residuals is not None:
                 skips = _added(skips, down_block_additional_residuals)
             if mid_block_additional_residual is not None:
                 h = h + mid_block_additional_residual
         return Features(mid=h, skips=tuple(skips), size=(noise.shape[-2], noise.shape[-1]))
+
+    def _down(
+        self, h: Tensor, temb: Tensor, context: dict[str, Any], adapter: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """conv_in, down blocks and mid block: mid and skip features."""
+        unet = self.unet
+        h = unet.conv_in(2 * h - 1 if unet.config.center_input_sample else h)
+        skips = [h]
+        for block in unet.down_blocks:
+            if _attends(block):
+                extra = {"additional_residuals": adapter.pop(0)} if adapter else {}
+                h, outputs = block(hidden_states=h, temb=temb, **context, **extra)
+            else:
+                h, outputs = block(hidden_states=h, temb=temb)
+                if adapter:  # reaches the last skip feature too, where that is h itself
+                    before, h = h, h + adapter.pop(0)
+                    outputs = [h if output is before else output for output in outputs]
+            skips.extend(outputs)
+
+        if unet.mid_block is not None:
+            h = unet.mid_block(h, temb, **(context if _attends(unet.mid_block) else {}))
+            if adapter and adapter[0].shape == h.shape:  # T2I-Adapter XL reaches the middle
+                h = h + adapter.pop(0)
+        return h, skips
 
     def decode(
         self,
@@ -131,6 +138,7 @@ class SplitUNet(nn.Module):
         prompt_embeds: Tensor,
         *,
         chunk: int | None = None,
+        weights: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
         """Run up blocks, norm and conv_out for K timesteps as one batch, timestep-major.
@@ -140,10 +148,11 @@ class SplitUNet(nn.Module):
             timesteps: (K,).
             prompt_embeds: (B, N, D) for all timesteps, or (K * B, N, D) or (K, B, N, D), one each.
             chunk: timesteps per decoder call, all by default; fewer take less memory.
+            weights: (K,); the answer is then the predictions' weighted sum.
             conditions: batch-first tensors of B, or of K * B, rows.
 
         Returns:
-            (K, B, C, H, W)
+            (K, B, C, H, W); with ``weights`` (B, C, H, W), in float32 at least.
         """
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk is {chunk}: give how many timesteps to decode at once, from 1")
@@ -152,7 +161,7 @@ class SplitUNet(nn.Module):
         if prompt_embeds.ndim == 4:
             prompt_embeds = prompt_embeds.flatten(0, 1)
         chunk = chunk or K
-        with _woken(self.unet, conditions) as conditions:
+        with woken(self.unet, conditions) as conditions:
             predictions = [
                 self._decode(
                     features,
@@ -161,7 +170,8 @@ class SplitUNet(nn.Module):
                 )
                 for first in range(0, K, chunk)
             ]
-        return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
+        joined = predictions[0] if len(predictions) == 1 else torch.cat(predictions)
+        return joined if weights is None else weighted(joined, weights)
 
     def _decode(
         self, features: Features, times: Tensor, prompt_embeds: Tensor, conditions: dict[str, Any]
@@ -229,6 +239,15 @@ class SplitUNet(nn.Module):
         }
 
 
+def weighted(predictions: Tensor, weights: Tensor) -> Tensor:
+    """sum_k weights[k] predictions[k], never narrower than float32: E_t spans two orders of
+    magnitude, half precision would drop the last steps."""
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
+    # A product and a sum, not a matmul: autocast and TF32 would round a matmul.
+    w = weights.to(dtype).to(predictions.device).view(-1, *[1] * (predictions.ndim - 1))
+    return (w * predictions.to(dtype)).sum(0)
+
+
 _RESIDUALS = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
@@ -274,7 +293,7 @@ def _rows(value: Any, B: int, K: int, part: slice) -> Any:
 
 
 @contextmanager
-def _woken(unet: Any, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def woken(unet: Any, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Do what calling the UNet itself would do around its forward.
 
     Offloading hooks on the whole UNet bring it to its device, and ``scale`` in

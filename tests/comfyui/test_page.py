@@ -20,7 +20,8 @@ def test_page(comfy: Comfy, server: Server, skipped_loudly) -> None:
     if subprocess.run(probe, capture_output=True).returncode:
         skipped_loudly(f"no Playwright for the page: {comfy.python} -m pip install playwright")
     command = [comfy.python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-    command += ["--override-ini", "addopts=", "--confcutdir", ".", "check_page.py"]
+    command += ["--override-ini", "addopts=", "--confcutdir", "."]
+    command += ["check_page.py", "check_lists.py"]
     settings = {"TIUE_SERVER": server.url, "TIUE_CHROMIUM": str(browser)}
     result = subprocess.run(
         command,

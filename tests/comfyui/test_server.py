@@ -29,6 +29,8 @@ NODES = {
     "TiUEDecode",
     "TiUECombine",
     "TiUEFeatureAtlas",
+    "TiUEPromptList",
+    "TiUESaveBatch",
 }
 WARM = 20  # s of CPU time
 
@@ -82,7 +84,9 @@ def test_templates_are_offered(server: Server) -> None:
         assert server.read(f"/api/workflow_templates/tiue/{path.stem}.jpg")[:3] == b"\xff\xd8\xff"
 
 
-@pytest.mark.parametrize("name", [path.stem for path in WORKFLOWS])
+@pytest.mark.parametrize(  # prompt-list runs in test_lists.py: made once, it has nothing to do
+    "name", [path.stem for path in WORKFLOWS if path.stem != "prompt-list"]
+)
 def test_every_workflow_runs(server: Server, info: dict[str, Any], name: str) -> None:
     prompt = shipped(info, name)
     first = server.run(prompt)

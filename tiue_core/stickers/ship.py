@@ -1,5 +1,6 @@
 """Make the shipped miniature: ``python -m tiue_core.stickers.ship RUNS [FIGURES]``.
 
+What RUNS holds of student, decoder, teacher and judge is shipped from now on; the rest stays.
 Half precision, safetensors; the teacher shares all but its UNet with the student, so only that is
 shipped of it. FIGURES is what ``tiue evaluate --out`` wrote; the model card quotes it.
 """
@@ -17,6 +18,9 @@ HERE = Path(__file__).parent
 MOST = 25_000_000  #: bytes, in all
 
 
+DECODERS = ("decoder-more", "decoder")  #: runs of the autoencoder, the last word first
+
+
 def ship(runs: Path) -> int:
     """Copy student, teacher and judge of ``runs`` into the package; returns their bytes."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -24,17 +28,23 @@ def ship(runs: Path) -> int:
     from ..pipeline import TiuePipeline
     from .judge import Judge
 
-    for name in ("student", "teacher", "judge"):
-        shutil.rmtree(HERE / name, ignore_errors=True)
-    vae = AutoencoderKL.from_pretrained(runs / "decoder" / "result", use_safetensors=True)
-    student = TiuePipeline.from_pretrained(runs / "student" / "result", vae=vae)
+    made = {folder.parent.name: folder for folder in runs.glob("*/result")}
+    if not made:
+        raise SystemExit(f"{runs} holds no finished run: train first, see the README")
+    student = TiuePipeline.from_pretrained(made.get("student", HERE / "student"))
+    vae = next((made[name] for name in DECODERS if name in made), None)
+    if vae is not None:
+        student.vae = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
     student.to(torch.float16).save_pretrained(HERE / "student")
-    # transformers 5 writes tokenizer.json alone; ComfyUI and older versions read these two.
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(runs / "teacher" / "tokenizer" / name, HERE / "student" / "tokenizer" / name)
-    teacher = UNet2DConditionModel.from_pretrained(runs / "teacher" / "result" / "unet")
-    teacher.half().save_pretrained(HERE / "teacher" / "unet")
-    Judge.load(runs / "judge" / "result").save(HERE / "judge")
+    if "teacher" in made:
+        # transformers 5 writes tokenizer.json alone; ComfyUI and older versions read these two.
+        tokenizer = made["teacher"].parent / "tokenizer"
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(tokenizer / name, HERE / "student" / "tokenizer" / name)
+        unet = UNet2DConditionModel.from_pretrained(made["teacher"] / "unet")
+        unet.half().save_pretrained(HERE / "teacher" / "unet")
+    if "judge" in made:
+        Judge.load(made["judge"]).save(HERE / "judge")
     size = sum(file.stat().st_size for file in HERE.rglob("*.safetensors"))
     if size > MOST:
         raise SystemExit(f"{size / 1e6:.1f} MB of weights: at most {MOST / 1e6:.0f} MB are shipped")
@@ -66,8 +76,8 @@ The teacher runs 50 DDIM steps at guidance {guidance}, its best of {scales}. {co
 of one thing each (two things: {pairs}); FID and the four others (k = 5) are taken between the
 judge's features of the pictures and of {count} freshly drawn scenes, so they compare systems in
 this table and nothing else. A thing is right if the judge finds it the likeliest of all. `one-step`
-is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same prompts and updates. All
-paint through the same autoencoder.
+is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same terms, prompts and updates.
+All paint through the same autoencoder.
 
 Made by: `{command}`
 """

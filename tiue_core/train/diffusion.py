@@ -38,13 +38,6 @@ class Noising:
         alpha = self.alpha(timesteps)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
-    def clean(
-        self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """The clean latents a noise prediction implies."""
-        alpha = self.alpha(timesteps)
-        return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     """Prompts -> padded token ids (N, model_max_length)."""

@@ -9,6 +9,10 @@ Variational score distillation (VSD) with three networks that start as the same 
 The student follows the difference of the two teachers' noise predictions on its own, noised
 output; a KL term keeps each of its K predictions near N(0, 1). The adapters can be switched off,
 so one UNet in memory serves as both teachers. K = 1 at t = 999 without the KL term is SwiftBrush.
+
+Where compute is scarce, two terms on samples that the teacher painted once (``pairs.py``), prompts
+alone still, take the student further in fewer updates: regression onto the teacher's sample of the
+same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD.
 """
 
 from __future__ import annotations
@@ -31,9 +35,11 @@ from ..pipeline import TiuePipeline
 from ..schedule import OneWaySchedule
 from ..stickers.world import World
 from ..unet import SplitUNet
+from .critic import Critic, fool, tell_apart
 from .diffusion import Noising, guided, tokenize
 from .grids import grid
 from .loop import adam, descend
+from .pairs import teacher_pairs
 from .recipe import DistillRecipe
 
 WORLD_PROMPTS = 20_000
@@ -56,6 +62,9 @@ class DistillTask:
             self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
         )
 
+        size = recipe.latent_size or self.pipeline.unet.config.sample_size
+        self.shape = (self.pipeline.unet.config.in_channels, size, size)
+
         student = copy.deepcopy(self.pipeline.unet)
         if recipe.init:
             student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
@@ -77,34 +86,73 @@ class DistillTask:
             "student": adam(recipe, student.parameters()),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
+        if recipe.adversarial:
+            width = self.teacher.config.cross_attention_dim
+            nothing = torch.zeros(1, *self.shape), torch.zeros(1), torch.zeros(1, 1, width)
+            critic = Critic([f.shape[1] for f in self._seen(*nothing)], width)
+            self.modules = {**self.modules, "critic": critic}
+            learned = critic.parameters()
+            self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
 
     def prepare(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+        recipe, self.accelerator = self.recipe, accelerator
         self.pipeline.to(accelerator.device)
         self.student = SplitUNet(self.modules["student"].to(accelerator.device))
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
-        size = self.recipe.latent_size or self.teacher.config.sample_size
-        self.shape = (self.teacher.config.in_channels, size, size)
+        if recipe.adversarial:
+            self.modules["critic"].to(accelerator.device)
+        if recipe.pairs:
+            with plain(self.teacher):
+                self.pairs = teacher_pairs(
+                    recipe.pairs_from or recipe.out / "pairs",
+                    self.pipeline,
+                    self.tokens,
+                    self.empty,
+                    self.shape,
+                    accelerator,
+                    count=recipe.pairs,
+                    guidance=recipe.guidance,
+                    steps=recipe.pair_steps,
+                    seed=recipe.seed,
+                )
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         recipe, device = self.recipe, self.accelerator.device
-        rows = torch.randint(len(self.prompts), (recipe.batch_size,), generator=generator)
-        noise = self._noise(len(rows), generator)
+        if recipe.pairs:
+            rows, noise, painted = self.pairs.draw(recipe.batch_size, generator)
+            noise, painted = noise.to(device), painted.to(device)
+        else:
+            rows = torch.randint(len(self.prompts), (recipe.batch_size,), generator=generator)
+            noise = self._noise(len(rows), generator)
         with torch.no_grad(), self.accelerator.autocast():
             tokens = torch.cat([self.empty.expand(len(rows), -1), self.tokens[rows]]).to(device)
             prompt_embeds = self.pipeline.text_encoder(tokens)[0]
         empty, wanted = prompt_embeds.chunk(2)
 
         predictions, latents = self.paint(self.student, noise, wanted)
-        if step < recipe.imitate:
-            name, loss = "imitation", self._imitation(predictions, latents, noise, prompt_embeds)
-        else:
-            name, loss = "vsd", self._vsd(latents, prompt_embeds, generator)
-        kl = normal_kl(predictions)
-        logs = {name: loss.detach(), "kl": kl.detach()}
-        logs["student_norm"] = self._descend("student", loss + recipe.kl_weight * kl)
+        losses = {"kl": (recipe.kl_weight, normal_kl(predictions))}
+        if step >= recipe.imitate:
+            losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, generator))
+        elif not recipe.regression:
+            loss = self._imitation(predictions, latents, noise, prompt_embeds)
+            losses["imitation"] = (1.0, loss)
+        if recipe.regression:
+            # Where the teacher could have gone two ways, L1 chooses one; L2 would paint between.
+            loss = nn.functional.smooth_l1_loss(latents, painted, beta=0.1)
+            losses["regression"] = (recipe.regression, loss)
+        if recipe.adversarial:
+            fooled, told = self._criticism(latents, painted, wanted, generator)
+            losses["adversarial"] = (recipe.adversarial, fooled)
+        logs = {name: loss.detach() for name, (_, loss) in losses.items()}
+        total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
+        logs["student_norm"] = self._descend("student", total)
 
-        for _ in range(recipe.lora_updates):
+        if recipe.adversarial:
+            logs["critic"] = told.detach()
+            logs["critic_norm"] = self._descend("critic", told)
+        # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
+        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
+        for _ in range(recipe.lora_updates if wanted_soon else 0):
             dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
             context = torch.where(dropped.to(device), empty, wanted)
             denoising = self._denoising(latents.detach(), context, generator)
@@ -154,6 +202,34 @@ class DistillTask:
                 z = a * z + b * predicted
         error = (predictions - torch.stack(wanted)).square().mean()
         return error + (latents - z).square().mean()
+
+    def _criticism(
+        self, latents: Tensor, painted: Tensor, prompt_embeds: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the critic's; both sets noised alike, so details count too."""
+        low, high = self.recipe.critic_range
+        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
+        timesteps = timesteps.to(latents.device)
+        noise = self._noise(len(latents), generator)
+        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
+        with self.accelerator.autocast():
+            noised = self.noising.add(latents, noise, timesteps)
+            fake = self._seen(noised, timesteps, prompt_embeds)
+            with torch.no_grad():
+                noised = self.noising.add(painted, noise, timesteps)
+                real = self._seen(noised, timesteps, prompt_embeds)
+        told = tell_apart(critic(real, prompt), critic([f.detach() for f in fake], prompt))
+        critic.requires_grad_(False)  # the student's loss must not move it
+        fooled = fool(critic(fake, prompt))
+        critic.requires_grad_(True)
+        return fooled, told
+
+    def _seen(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
+        """What the teacher's encoder sees in noised latents: every level's last, and the middle."""
+        with plain(self.teacher):
+            features = SplitUNet(self.teacher).encode(latents, timesteps, prompt_embeds)
+        levels = {skip.shape[-1]: skip for skip in features.skips}  # the last of each size
+        return [f.float() for f in (*levels.values(), features.mid)]
 
     def _denoising(
         self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator

@@ -130,8 +130,25 @@ class DistillRecipe(Recipe):
     imitate: int = Field(
         0,
         ge=0,
-        description="first updates: regress onto the teacher's own guided K-step loop instead of "
-        "VSD, still by prompts alone; 0 as the authors, a shortcut where compute is scarce",
+        description="first updates without VSD; they regress onto the teacher's samples (see "
+        "`pairs`) or, without those, onto its own guided K-step loop. 0 as the authors",
+    )
+    lora_lead: int = Field(
+        100, ge=0, description="updates before VSD starts at which its LoRA teacher starts"
+    )
+    vsd: float = Field(1.0, ge=0, description="weight of the score distillation")
+    pairs: int = Field(
+        0, ge=0, description="teacher samples made once; every update then starts from their noise"
+    )
+    pair_steps: int = Field(12, ge=1, description="DPM-Solver++ steps of such a sample")
+    pairs_from: Path | None = Field(None, description="their folder; `pairs` of the run if null")
+    regression: float = Field(
+        0.0, ge=0, description="weight of the distance to the teacher's sample"
+    )
+    adversarial: float = Field(0.0, ge=0, description="weight of the critic's judgement")
+    critic_learning_rate: float = 1e-3
+    critic_range: tuple[int, int] = Field(
+        (20, 501), description="noise levels at which the critic looks"
     )
     gradient_checkpointing: bool = False
     init: Path | None = Field(None, description="start the student's UNet from this folder")

@@ -70,7 +70,8 @@ FIT = """() => {
     canvas.setDirty(true, true);
 }"""
 PICTURES = """() => app.graph._nodes
-    .filter((node) => ['SaveImage', 'PreviewImage', 'TiUEFeatureAtlas'].includes(node.type))
+    .filter((node) => ['SaveImage', 'PreviewImage', 'TiUEFeatureAtlas', 'TiUESaveBatch']
+        .includes(node.type))
     .map((node) => ({ type: node.type, count: node.imgs?.length ?? 0,
         wide: node.imgs?.[0]?.naturalWidth ?? 0, src: node.imgs?.[0]?.src ?? '' }))"""
 

@@ -1,0 +1,52 @@
+"""A studio without a student: pictures of one colour, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tiue_core.batch.jobs import Job, Settings
+from tiue_core.batch.paint import record_of
+from tiue_core.batch.studio import Plan, Studio
+
+SETTINGS = Settings("plain", "ab" * 32, (751, 501, 251, 1), 16, 16)
+
+
+class PlainPainter:
+    """Paints the colour of a seed; fails where the prompt says so."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def paint(self, jobs: Sequence[Job]) -> list[Any]:
+        self.batches.append([job.prompt for job in jobs])
+        assert len({job.group for job in jobs}) == 1
+        return [self._one(job) for job in jobs]
+
+    def record(self, job: Job) -> dict[str, Any]:
+        return {"student": "plain", "student_hash": SETTINGS.student_hash, **record_of(job)}
+
+    @staticmethod
+    def _one(job: Job) -> Any:
+        if "FAIL" in job.prompt:
+            return "it was asked to fail"
+        colour = tuple(job.seed >> shift & 255 for shift in (0, 8, 16))
+        return Image.new("RGB", (job.width, job.height), colour)
+
+
+def studio(**changes: Any) -> Studio:
+    from dataclasses import replace
+
+    return Studio(PlainPainter(), replace(SETTINGS, **changes))  # type: ignore[arg-type]
+
+
+def make(plan: Plan, folder: Path, **options: Any) -> tuple[Any, list[Any]]:
+    """Run a plan to its end: the run and its results."""
+    with (options.pop("studio", None) or studio()).run(plan, folder, **options) as run:
+        results = list(run)
+    return run, results

@@ -1,0 +1,413 @@
+"""`tiue batch LIST --out DIR`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+TOLD = 20  # bad rows that are told one by one
+_PULSE = 30  # s between lines of progress where there is no terminal
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(batch)
+
+
+def batch(
+    prompts: Annotated[Path, typer.Argument(metavar="LIST", help=".txt, .csv, .jsonl or .yaml.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(
+        "out"
+    ),
+    student: Annotated[
+        str, typer.Option(help="Name, folder, .safetensors file or hub id.")
+    ] = "stickers",
+    names: Annotated[
+        str, typer.Option(metavar="TEMPLATE", help="Names of files; / makes folders.")
+    ] = "{index}_{slug}_{seed}",
+    image_format: Annotated[
+        str, typer.Option("--format", help="png, jpeg or webp.", metavar="FORMAT")
+    ] = "png",
+    seed: Annotated[
+        int | None,
+        typer.Option(show_default="each row's own", help="Of rows that have no seed."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Pictures of rows that have no count.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Pictures per pass.")] = 8,
+    decoders: Annotated[str, typer.Option(help="exact or fast, where a row does not say.")] = (
+        "exact"
+    ),
+    steps: Annotated[
+        int | None, typer.Option(show_default="the student's", help="Decoders (K).")
+    ] = None,
+    combinations: Annotated[
+        bool, typer.Option("--combinations", help="Make every combination of {a|b} and __file__.")
+    ] = False,
+    most: Annotated[
+        int, typer.Option("--max-combinations", help="More of one row are refused.")
+    ] = 100_000,
+    wildcards: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of __file__ wildcards.")
+    ] = None,
+    loras: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder where LoRAs are found by name.")
+    ] = None,
+    read_as: Annotated[
+        str | None, typer.Option(help="txt, csv, jsonl or yaml, whatever the file is called.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(show_default="UTF-8", help="Of the list, such as cp1252.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Make nothing if any row is bad.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be made, and how long it takes.")
+    ] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="In the pictures.")
+    ] = True,
+    sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Contact sheets.")] = True,
+    index: Annotated[bool, typer.Option("--index/--no-index", help="index.html.")] = True,
+    engine: Annotated[str, typer.Option(help="local, or ray for many machines.")] = "local",
+    actors: Annotated[
+        int | None, typer.Option(show_default="one per GPU", help="With --engine ray.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster, such as auto.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder with what a single-file student lacks.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Paint a list of prompts into a folder; run again, it goes on where it stopped.
+
+    Example: tiue batch prompts.csv --out out
+
+    Example: tiue batch prompts.csv --dry-run
+    """
+    from ..console import ask_license, progress
+    from ..files import check_writable
+    from .formats import SUFFIXES
+    from .lists import KINDS
+    from .processes import share
+    from .schema import DECODERS
+
+    image_format = {"jpg": "jpeg"}.get(image_format.lower(), image_format.lower())
+    _one_of("--format", image_format, SUFFIXES)
+    _one_of("--decoders", decoders, DECODERS)
+    _one_of("--engine", engine, ("local", "ray"))
+    if read_as is not None:
+        _one_of("--read-as", read_as, KINDS)
+    for option, value in (("--count", count), ("--batch-size", batch_size), ("--actors", actors)):
+        if value is not None and value < 1:
+            raise typer.BadParameter(f"{value}: give 1 or more", param_hint=option)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"{seed}: give a number from 0", param_hint="--seed")
+    # Whatever can be wrong is looked at before torch is imported, which takes seconds.
+    from .lists import read_list
+
+    read_list(prompts, kind=read_as, encoding=encoding)
+    from .. import students as library
+
+    source = library.find(student, accept_license=ask_license(accept_license))
+    if not dry_run:
+        check_writable(out)
+    from .studio import Plan, Studio
+
+    plan = Plan(
+        prompts,
+        kind=read_as,
+        encoding=encoding,
+        names=names,
+        seed=seed,
+        count=count,
+        combinations=combinations,
+        wildcards=wildcards,
+        limit=most,
+        loras=loras,
+        decoders=decoders,
+        batch_size=batch_size,
+    )
+    ours = share(device)
+    with progress("loading", None):
+        studio = Studio.open(
+            source, device=_here(engine, ours.device), dtype=dtype, steps=steps, base=base
+        )
+    if dry_run:
+        return _dry_run(plan, studio, out, json)
+    if strict:
+        _refuse_bad_rows(plan, studio)
+    options: dict[str, Any] = {
+        "kind": image_format,
+        "metadata": metadata,
+        "retry_failed": retry_failed,
+        "mine": ours.mine,
+        "together": ours.together,
+    }
+    if engine == "ray":
+        from ..console import say
+        from .rays import Order, ray_engine
+
+        order = Order(str(student), studio.settings.student_hash, device, dtype, steps, base)
+        options["engine"] = ray_engine(
+            order,
+            actors=actors,
+            address=ray_address,
+            kind=image_format,
+            metadata=metadata,
+            report=say,
+        )
+    _Session(plan, studio, out, ours, json).go(options, sheet, index)
+
+
+def _one_of(option: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise typer.BadParameter(f"'{value}': give {', '.join(allowed)}", param_hint=option)
+
+
+def _here(engine: str, device: str | None) -> str | None:
+    return "cpu" if engine == "ray" else device  # a driver paints nothing
+
+
+def _refuse_bad_rows(plan: Any, studio: Any) -> None:
+    from ..console import Failed, say
+
+    bad = plan.bad_rows(studio.settings)
+    for row in bad[:TOLD]:
+        say(str(row))
+    if bad:
+        raise Failed(
+            f"{len(bad)} bad rows, nothing was made: mend them, or leave --strict out",
+            {"bad_rows": [vars(row) for row in bad]},
+        )
+
+
+def _dry_run(plan: Any, studio: Any, out: Path, as_json: bool) -> None:
+    """What would be made: counted, the first ones by name, and the time it takes."""
+    from ..console import Failed, emit, say
+    from .jobs import Job
+    from .manifest import Manifest, State
+
+    manifest = Manifest(out, plan.fingerprint())
+    counts = {"to_make": 0, "there": 0, "again": 0, "bad_rows": 0}
+    first: list[dict[str, Any]] = []
+    bad: list[Any] = []
+    for job in plan.jobs(studio.settings):
+        if not isinstance(job, Job):
+            counts["bad_rows"] += 1
+            if len(bad) < TOLD:
+                bad.append(job)
+            continue
+        state = manifest.state(job.id)
+        manifest.mark(job.id, State.SEEN)
+        name = "again" if state & State.SEEN else "there" if state & State.MADE else "to_make"
+        counts[name] += 1
+        if name == "to_make" and len(first) < 5:
+            first.append({"file": job.file, "prompt": job.prompt, "seed": job.seed})
+    each = studio.seconds_per_picture(plan) if counts["to_make"] else None
+    seconds = each * counts["to_make"] if each else 0.0
+    for row in bad:
+        say(str(row))
+    if as_json:
+        rows = [vars(row) for row in bad]
+        result = {**counts, "seconds": round(seconds, 1), "first": first, "rows": rows}
+        if not counts["bad_rows"]:
+            return emit(result)
+        raise Failed(f"{counts['bad_rows']} bad rows", result)
+    print(
+        f"{counts['to_make']} pictures to make, {counts['there']} there, "
+        f"{counts['again']} twice in the list, {counts['bad_rows']} bad rows"
+    )
+    if each:
+        print(f"about {_clock(seconds)} at {1 / each:.2f} images/s on {studio.painter.device}")
+    for one in first:
+        print(f"  {one['file']}  {one['prompt']}")
+    if counts["bad_rows"]:
+        raise Failed(f"{counts['bad_rows']} bad rows: mend them, or they are left out", {})
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+class _Session:
+    """One `tiue batch` on the terminal."""
+
+    def __init__(self, plan: Any, studio: Any, out: Path, ours: Any, as_json: bool) -> None:
+        self.plan, self.studio, self.out, self.ours = plan, studio, out, ours
+        self.as_json = as_json
+        self.bad: list[Any] = []
+        self.failures: list[str] = []
+        self.total: int | None = None
+
+    def go(self, options: dict[str, Any], sheet: bool, index: bool) -> None:
+        from ..console import Failed, emit, say
+        from ..errors import TiueError
+
+        began, error = time.monotonic(), None
+        threading.Thread(target=self._count, daemon=True).start()
+        with self.studio.run(self.plan, self.out, **options) as run, _stoppable(run, say):
+            self._tell_notes()
+            try:
+                self._paint(run)
+            except TiueError as why:
+                error = why
+        counts = _together(self.ours, run.counts)
+        seconds = time.monotonic() - began
+        if self.ours.first and error is None:
+            self._finish(run, sheet, index)
+        self.ours.together()
+        self._tell_notes()
+        result = self._result(counts, seconds)
+        if error is not None:
+            raise Failed(str(error), result) from error
+        stopped = run.cancelled and not run.finished
+        line = self._line(counts, seconds)
+        if counts["failed"] or counts["bad"]:
+            raise Failed(f"{line}: not all of the list was made", result)
+        if self.ours.first and self.as_json:
+            emit({**result, **({"error": "stopped"} if stopped else {})})
+        elif self.ours.first:
+            (say if stopped else print)(
+                f"{line}{', stopped: run again to go on' if stopped else ''}"
+            )
+        if stopped:
+            raise typer.Exit(130)
+
+    def _paint(self, run: Any) -> None:
+        from ..console import say
+
+        with _bar(self.ours.first) as bar:
+            for result in run:
+                if result.kind in ("bad", "failed") and self.ours.first:
+                    kept = self.bad if result.row else self.failures
+                    if len(kept) < TOLD:
+                        say(result.message)
+                    elif len(kept) == TOLD:
+                        say("... and more of the kind, see --json")
+                    if len(kept) < 1000:
+                        kept.append(result.row or result.message)
+                bar(run.counts, self.total)
+
+    def _count(self) -> None:
+        with suppress(Exception):  # only for the bar: the run itself tells what is wrong
+            self.total = sum(1 for _ in self.plan.jobs(self.studio.settings))
+
+    def _finish(self, run: Any, sheet: bool, index: bool) -> None:
+        from ..console import progress
+        from .index import html_index
+        from .sheet import contact_sheets
+
+        if not (sheet or index):
+            return
+        with progress("contact sheets" if sheet else "index", None):
+            if index:
+                html_index(self.out, run.manifest.made())
+            if sheet:
+                contact_sheets(self.out, run.manifest.made())
+
+    def _tell_notes(self) -> None:
+        from ..console import say
+
+        for note in self.studio.notes if self.ours.first else ():
+            say(note)
+        self.studio.notes.clear()
+
+    def _result(self, counts: dict[str, int], seconds: float) -> dict[str, Any]:
+        return {
+            **counts,
+            "seconds": round(seconds, 3),
+            "out": str(self.out),
+            "bad_rows": [vars(row) for row in self.bad],
+            "failures": self.failures,
+        }
+
+    @staticmethod
+    def _line(counts: dict[str, int], seconds: float) -> str:
+        words = {"made": "made", "there": "there already", "again": "twice in the list"}
+        words |= {"failed": "failed", "bad": "bad rows"}
+        parts = [f"{counts[key]} {word}" for key, word in words.items() if counts[key]]
+        speed = counts["made"] / max(seconds, 1e-9)
+        return ", ".join(parts or ["nothing to make"]) + (
+            f", {speed:.2f} images/s" if counts["made"] else ""
+        )
+
+
+def _together(ours: Any, counts: Any) -> dict[str, int]:
+    """Counts of all processes: each painted its own, all of them read the same list."""
+    every = ours.gather(vars(counts))
+    own = {key: sum(one[key] for one in every) for key in ("made", "failed")}
+    return {**every[0], **own}
+
+
+@contextmanager
+def _stoppable(run: Any, say: Any) -> Iterator[None]:
+    """Ctrl-C stops after the batch that is being painted; a second one at once."""
+
+    def stop(*_: Any) -> None:
+        run.cancel()
+        signal.signal(signal.SIGINT, before)
+        say("stopping after this batch; once more to stop at once")
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Any]:
+    """A progress bar with images/s and time left; without a terminal, a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from ..console import say
+
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns.append(TextColumn("{task.fields[speed]}"))
+    began = time.monotonic()
+    spoke = began
+
+    def show(counts: Any, total: int | None) -> None:
+        nonlocal spoke
+        now = time.monotonic()
+        done = sum(vars(counts).values())
+        rate = counts.made / max(now - began, 1e-9)
+        left = f", {_clock((total - done) / rate)} left" if total and rate else ""
+        speed = f"{rate:.2f} images/s{left}"
+        bar.update(task, completed=done, total=total, speed=speed)
+        if shown and not console.is_terminal and now - spoke > _PULSE:
+            spoke = now
+            say(f"{done} of {total or '?'}, {speed}")
+
+    disable = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
+        task = bar.add_task("painting", total=None, speed="")
+        yield show

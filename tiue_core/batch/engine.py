@@ -1,0 +1,266 @@
+"""The run: jobs to files, a batch at a time, each picture written at once.
+
+A picture's file gets its name when all its bytes are on the disk, its line in the manifest follows.
+Killed in between, the next run finds the file, knows it by the id inside, and adds the line. So
+nothing is lost and nothing is made twice.
+
+What shares a batch is decided by the list alone, never by what is already there: a batch of which
+some pictures are missing is painted whole, and only those are written. Hence the bytes are those of
+a run that nothing interrupted (a picture may differ in its last bit between batch sizes).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import TiueError
+from ..files import explain, write_atomically
+from ..images import read_metadata
+from .formats import SUFFIXES, encode
+from .jobs import Job
+from .manifest import Manifest, State, check_there
+from .paint import record_of
+from .schema import BadRow
+
+WINDOW = 16  # batches that jobs are gathered from, so that few batches are mixed or short
+_WRITERS = 4
+Batch = list[Job]
+Outcome = Any  # a PIL image, the bytes of a file, or a text that says why there is neither
+Engine = Callable[[Iterator[Batch]], Iterator[tuple[Batch, Sequence[Outcome]]]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job or a row."""
+
+    kind: str  # "made", "there" (before this run), "again" (the list has it twice), "failed", "bad"
+    job: Job | None = None
+    path: Path | None = None
+    message: str = ""  # for "failed" and "bad"
+    row: BadRow | None = None
+
+
+@dataclass
+class Counts:
+    """Results so far, by kind."""
+
+    made: int = 0
+    there: int = 0
+    again: int = 0
+    failed: int = 0
+    bad: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for exists."""
+        return not (self.failed or self.bad)
+
+
+@dataclass
+class Run:
+    """Iterate to work: each step yields a `Result`, and nothing happens between steps.
+
+    Args:
+        jobs: from `Planner.jobs`; read as needed.
+        engine: paints batches, in any order; an empty one comes back empty. See `local`.
+        manifest: of the folder the pictures go to.
+        record: a job's metadata; None leaves all metadata out.
+        mine: which batches this process paints, by number; default all.
+    """
+
+    jobs: Iterable[Job | BadRow]
+    engine: Engine
+    manifest: Manifest
+    batch_size: int = 8
+    kind: str = "png"
+    record: Callable[[Job], dict[str, Any]] | None = None
+    retry_failed: bool = False
+    mine: Callable[[int], bool] = lambda number: True
+    counts: Counts = field(default_factory=Counts)
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Stop after the batch that is being painted; what is painted is still written."""
+        self.cancelled = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole list was gone through."""
+        return self._finished
+
+    _finished: bool = field(default=False, init=False)
+
+    def __iter__(self) -> Iterator[Result]:
+        """Do the work.
+
+        Raises:
+            TiueError: the disk is full, or the folder is gone; what was written stays.
+        """
+        for result in self._work():
+            name = result.kind
+            setattr(self.counts, name, getattr(self.counts, name) + 1)
+            yield result
+
+    def _work(self) -> Iterator[Result]:
+        told: deque[Result] = deque()  # of jobs that need no painting
+        pending: deque[tuple[Job, Future[Path]]] = deque()
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            try:
+                for batch, outcomes in self.engine(self._batches(told)):
+                    while told:
+                        yield told.popleft()
+                    for job, outcome in zip(batch, outcomes, strict=True):
+                        if not self._wanted(job):
+                            continue
+                        if isinstance(outcome, str):
+                            yield self._failed(job, outcome)
+                        else:
+                            pending.append((job, writers.submit(self._write, job, outcome)))
+                    # The batch before this one was written while this one was painted.
+                    while len(pending) > len(batch) or (pending and pending[0][1].done()):
+                        yield self._made(*pending.popleft())
+                    if self.cancelled:
+                        break
+                else:
+                    self._finished = not self.cancelled
+                while told:
+                    yield told.popleft()
+            finally:
+                # Also when something failed: what is painted gets its file and its line.
+                results, error = [], None
+                while pending:
+                    try:
+                        results.append(self._made(*pending.popleft()))
+                    except TiueError as why:
+                        error = error or why
+            yield from results
+            if error is not None:
+                raise error
+
+    # --- which jobs share a batch ----------------------------------------------------------
+
+    def _batches(self, told: deque[Result]) -> Iterator[Batch]:
+        number = 0
+        for window in self._windows(told):
+            groups: dict[Any, Batch] = {}
+            for job in window:
+                groups.setdefault(job.group, []).append(job)
+            for group in groups.values():
+                for first in range(0, len(group), self.batch_size):
+                    batch = group[first : first + self.batch_size]
+                    number += 1
+                    if not self.mine(number - 1):
+                        continue
+                    if any(self._wanted(job) for job in batch):
+                        if self.cancelled:
+                            return
+                        yield batch
+            if told:
+                yield []  # nothing to paint, but something to tell
+
+    def _windows(self, told: deque[Result]) -> Iterator[Batch]:
+        window: Batch = []
+        for job in self.jobs:
+            if self.cancelled:
+                return
+            if isinstance(job, BadRow):
+                told.append(Result("bad", message=str(job), row=job))
+                continue
+            state = self.manifest.state(job.id)
+            if state & State.SEEN:
+                told.append(Result("again", job))
+                continue
+            self.manifest.mark(job.id, State.SEEN)
+            if state & State.MADE:
+                told.append(Result("there", job))
+            elif state & State.FAILED and not self.retry_failed:
+                told.append(Result("failed", job, message=f"line {job.line}: it failed before"))
+            if state & State.EARLIER and not self._wanted(job):
+                continue  # done with, and of no batch of this version of the list
+            window.append(job)
+            if len(window) >= WINDOW * self.batch_size:
+                yield window
+                window = []
+        yield window
+
+    def _wanted(self, job: Job) -> bool:
+        state = self.manifest.state(job.id)
+        return not state & State.MADE and (self.retry_failed or not state & State.FAILED)
+
+    # --- files -----------------------------------------------------------------------------
+
+    def _write(self, job: Job, outcome: Outcome) -> Path:
+        metadata = self.record(job) if self.record else None
+        data = outcome if isinstance(outcome, bytes) else encode(outcome, metadata, self.kind)
+        return save(self.manifest.folder, job.file, SUFFIXES[self.kind], data, job.id)
+
+    def _made(self, job: Job, future: Future[Path]) -> Result:
+        path = future.result()
+        file = path.relative_to(self.manifest.folder).as_posix()
+        self.manifest.append({"status": "made", "file": file, **line_of(job)})
+        return Result("made", job, path)
+
+    def _failed(self, job: Job, why: str) -> Result:
+        self.manifest.append({"status": "failed", "error": why, **line_of(job)})
+        return Result("failed", job, message=f"line {job.line}: {why}")
+
+
+def line_of(job: Job) -> dict[str, Any]:
+    """What the manifest says of a job."""
+    record = record_of(job)
+    del record["job"], record["version"]
+    return {"id": job.id, "index": job.index, "line": job.line, **record}
+
+
+def save(folder: Path, file: str, suffix: str, data: bytes, job: str) -> Path:
+    """Write a picture under its name, or under one of its own where that is another's.
+
+    Raises:
+        TiueError: the folder is gone, the disk is full, or a link leads out of the folder.
+    """
+    name = PurePosixPath(file)
+    try:
+        for inner in reversed(name.parents[:-1]):  # the folder itself is never made anew
+            (folder / inner).mkdir(exist_ok=True)
+    except OSError as error:
+        check_there(folder)
+        raise explain(error, folder / name) from error
+    for stem in (name.name, f"{name.name}_{job[:8]}", f"{name.name}_{job}"):
+        path = folder / name.parent / (stem + suffix)
+        if name.parent.parts and not path.parent.resolve().is_relative_to(folder.resolve()):
+            raise TiueError(f"{path.parent} leads out of {folder}: remove that link")
+        try:
+            write_atomically(path, data, overwrite=False, make_folder=False)
+        except TiueError:
+            check_there(folder)
+            raise
+        except FileExistsError:
+            if not same_picture(path, data, job):
+                continue  # somebody else's: it stays
+        return path
+    raise TiueError(f"{path} is taken by another picture: choose another folder")
+
+
+def same_picture(path: Path, data: bytes, job: str) -> bool:
+    """Whether the file that has the name is this job's picture, from a run that was killed."""
+    try:
+        if path.read_bytes() == data:
+            return True
+        return read_metadata(path).get("job") == job
+    except (TiueError, OSError):
+        return False
+
+
+def local(paint: Callable[[Batch], Sequence[Outcome]]) -> Engine:
+    """The engine of one process: paints in the thread that iterates."""
+
+    def engine(batches: Iterator[Batch]) -> Iterator[tuple[Batch, Sequence[Outcome]]]:
+        for batch in batches:
+            yield batch, paint(batch) if batch else ()
+
+    return engine

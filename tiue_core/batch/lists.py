@@ -1,0 +1,377 @@
+"""Reading prompt lists: txt, CSV, JSONL, YAML. One row at a time, whatever their length.
+
+A bad row is reported and the next one is read. Where the rest of a file cannot be understood (YAML
+that stops being YAML), that is reported as one bad row at the line where it happens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import TiueError
+from ..files import file_hash
+from .schema import KNOWN, BadRow, Placed, check_row, known_name, shown
+
+Rows = Iterator[Placed | BadRow]
+_Raw = Iterator[tuple[int, Any]]  # line, and the row as found there: a table, or a BadRow's message
+
+# Options that A1111's "prompts from file" knows and a one-pass student has no use for.
+FOREIGN = frozenset(
+    [
+        *("sd_model", "outpath_samples", "outpath_grids", "prompt_for_display", "styles"),
+        *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
+        *("sampler_index", "sampler_name", "batch_size", "steps", "cfg_scale", "restore_faces"),
+        *("tiling", "do_not_save_samples", "do_not_save_grid"),
+    ]
+)
+LINE_LIMIT = 1 << 20  # characters
+
+
+class _Unreadable(Exception):
+    """What is wrong with a row, as found while reading."""
+
+    def __init__(self, message: str, column: str = "") -> None:
+        super().__init__(message)
+        self.column = column
+
+
+def read_list(path: Path, *, kind: str | None = None, encoding: str | None = None) -> Rows:
+    """The rows of a file, read as they are asked for.
+
+    Args:
+        kind: "txt", "csv", "jsonl" or "yaml"; default: by the file's suffix.
+        encoding: default: UTF-8, or UTF-16 where the file says so in its first bytes.
+
+    Raises:
+        TiueError: no such file, or not a list by its suffix or encoding.
+    """
+    kind = kind_of(path, kind)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise _no_file(path, error) from None
+    if encoding is None:
+        utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if utf16 else "utf-8-sig"
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise TiueError(f"no encoding '{encoding}': try utf-8, utf-16 or cp1252") from None
+
+    def rows() -> Rows:
+        line = 0
+        try:
+            # surrogateescape keeps undecodable bytes visible, so that one bad row stays one
+            with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+                for row in read_rows(file, kind, path.name):
+                    line = row.line
+                    yield row
+        except OSError as error:
+            raise _no_file(path, error) from None
+        except UnicodeError:  # codecs that know no escape
+            why = f"the list is not {encoding} from here on: save it as UTF-8"
+            yield BadRow(path.name, line + 1, "", why)
+
+    return rows()
+
+
+def read_text(text: str, kind: str = "txt", name: str = "list") -> Rows:
+    """The rows of a text, as typed into an editor."""
+    return read_rows(io.StringIO(text, newline=""), kind_of(Path(name), kind), name)
+
+
+def read_rows(file: Iterable[str], kind: str, name: str) -> Rows:
+    """Rows from an open text file (newlines kept as they are)."""
+    for number, (line, raw) in enumerate(_READERS[kind](file)):
+        if isinstance(raw, _Unreadable):
+            yield BadRow(name, line, raw.column, str(raw))
+        else:
+            yield check_row(raw, name, line, number)
+
+
+def kind_of(path: Path, kind: str | None = None) -> str:
+    """A reader's name from what was asked for, or from the suffix."""
+    wanted = (kind or path.suffix.removeprefix(".")).lower()
+    wanted = {"yml": "yaml", "ndjson": "jsonl", "tsv": "csv"}.get(wanted, wanted)
+    if wanted not in _READERS:
+        raise TiueError(f"{path} is no prompt list: use .txt, .csv, .jsonl or .yaml, or --read-as")
+    return wanted
+
+
+def list_hash(path: Path) -> str:
+    """SHA-256 of a list, to tell whether it has changed."""
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise _no_file(path, error) from None
+
+
+def _no_file(path: Path, error: OSError) -> TiueError:
+    if isinstance(error, FileNotFoundError):
+        return TiueError(f"{path} does not exist: check the path")
+    if isinstance(error, IsADirectoryError):
+        return TiueError(f"{path} is a folder: give a prompt list")
+    return TiueError(f"{path} cannot be read ({error.strerror}): check the file")
+
+
+# --- txt -----------------------------------------------------------------------------------
+
+
+def _txt(file: Iterable[str]) -> _Raw:
+    for number, line in enumerate(file, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            yield number, _options(text)
+        except _Unreadable as why:
+            yield number, why
+
+
+_OPTION = re.compile(
+    r"(?:^|(?<=\s))--(?=(?:" + "|".join([*KNOWN, "negative_prompt", "n_iter", *FOREIGN]) + r")\b)"
+)
+
+
+def _options(text: str) -> dict[str, Any]:
+    """`--prompt a cat --seed 3`, or `a cat --seed 3`, or just `a cat`."""
+    found = _OPTION.search(text)
+    if found is None and not text.startswith("--"):
+        return {"prompt": text}
+    prompt, tail = (text[: found.start()], text[found.start() :]) if found else ("", text)
+    lexer = shlex.shlex(tail, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters, lexer.quotes = True, "", '"'
+    try:
+        words = list(lexer)
+    except ValueError:
+        raise _Unreadable("a quote is not closed: close it, or leave it out") from None
+    row: dict[str, Any] = {"prompt": prompt.strip()} if prompt.strip() else {}
+    name = "prompt"
+    for word in words:
+        if word.startswith("--") and (len(word) > 2):
+            name = known_name(word[2:])
+            if name not in KNOWN and name not in FOREIGN:
+                allowed = ", ".join("--" + known for known in KNOWN)
+                raise _Unreadable(f"{shown(word)} is no option: use {allowed}")
+            if name in row:
+                raise _Unreadable("the option is there twice: keep one of them", name)
+            row[name] = ""
+        else:
+            row[name] = f"{row.get(name, '')} {word}".strip()
+    return {name: value for name, value in row.items() if name not in FOREIGN}
+
+
+# --- csv -----------------------------------------------------------------------------------
+
+
+class _Source:
+    """Lines that can be given back, with the number of the one that comes next."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines, self.back, self.number = lines, list[str](), 1
+        self.taken: list[str] = []
+
+    def __iter__(self) -> _Source:
+        return self
+
+    def __next__(self) -> str:
+        line = self.back.pop() if self.back else next(self.lines)
+        self.number += 1
+        self.taken.append(line)
+        return line
+
+    def give_back(self, keep: int) -> None:
+        """All lines of this row but the first `keep`."""
+        self.back.extend(reversed(self.taken[keep:]))
+        self.number -= len(self.taken) - keep
+        del self.taken[keep:]
+
+
+def _csv(file: Iterable[str]) -> _Raw:
+    source = _Source(iter(file))
+    header: list[str] | None = None
+    delimiter = ","
+    while True:
+        source.taken.clear()
+        line = source.number
+        if header is None:
+            try:
+                first = next(source)
+            except StopIteration:
+                return
+            if first.strip().lower().startswith("sep="):  # a spreadsheet's own remark
+                continue
+            delimiter = max(",;\t", key=first.count)
+            source.give_back(0)
+        try:
+            # One reader a row: an error in one leaves the next alone.
+            cells = next(csv.reader(source, delimiter=delimiter, strict=True))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            source.give_back(1)  # a quote that never closes has taken other rows with it
+            if header is None:
+                yield line, _Unreadable(f"the header cannot be read ({error}): mend the quotes")
+                return
+            yield line, _Unreadable(f'{_quotes(str(error))}: quote a whole field, and double ""')
+            continue
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            names = [known_name(name) for name in header if name]
+            wrong = _header(names)
+            if wrong:
+                yield line, _Unreadable(wrong)
+                return
+            continue
+        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+            yield (
+                line,
+                _Unreadable(
+                    f"{len(cells)} fields where the header has {len(header)}: "
+                    "quote a field that holds a comma"
+                ),
+            )
+            continue
+        named = zip(header, cells, strict=False)
+        yield line, {name: cell for name, cell in named if name and cell != ""}
+
+
+def _header(names: list[str]) -> str:
+    if "prompt" not in names:
+        return "the first line names no column 'prompt': give a header such as prompt,seed"
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return f"two columns are called {shown(twice)}: rename one" if twice else ""
+
+
+def _quotes(error: str) -> str:
+    if "unexpected end" in error or "field larger" in error:
+        return "a quote that is opened here never closes"
+    return f"this line is no CSV ({error})"
+
+
+# --- jsonl ---------------------------------------------------------------------------------
+
+
+def _jsonl(file: Iterable[str]) -> _Raw:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            if len(line) > LINE_LIMIT:
+                raise ValueError(f"the line has {len(line)} characters")
+            row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_table)
+        except (ValueError, RecursionError) as error:
+            why = str(error).partition(":")[0] or "too deeply nested"
+            yield number, _Unreadable(f"this line is no JSON ({why}): give one object per line")
+            continue
+        yield number, _as_row(row)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key is there twice")
+    return table
+
+
+def _as_row(row: Any) -> Any:
+    if isinstance(row, str):
+        return {"prompt": row}
+    if not isinstance(row, dict):
+        return _Unreadable(f"{shown(row)} is no row: give a text, or a table with a prompt")
+    return row
+
+
+# --- yaml ----------------------------------------------------------------------------------
+
+
+def _yaml(file: Iterable[str]) -> _Raw:
+    """A list of texts and tables. Streamed: node by node, each built on its own."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: Any) -> None:  # merged tables can grow without end
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise _Unreadable("'<<' is not understood here: write the columns out")
+
+    try:
+        loader = Loader(_Reader(file))
+    except yaml.YAMLError as error:
+        yield 1, _broken_yaml(error)
+        return
+    line = 1
+    try:
+        loader.get_event()  # the stream
+        if loader.check_event(yaml.StreamEndEvent):
+            return
+        loader.get_event()  # the document
+        if not loader.check_event(yaml.SequenceStartEvent):
+            raise _Unreadable("this is no list: start every row with '- '")
+        loader.get_event()
+        while not loader.check_event(yaml.SequenceEndEvent):
+            node: Any = loader.compose_node(None, 0)
+            line = node.start_mark.line + 1
+            try:
+                yield line, _as_row(loader.construct_document(node))
+            except (_Unreadable, yaml.constructor.ConstructorError, ValueError) as error:
+                why = str(getattr(error, "problem", "") or error)
+                yield line, _Unreadable(why.splitlines()[0][:200])
+        loader.get_event()
+        loader.get_event()
+        if not loader.check_event(yaml.StreamEndEvent):
+            line = loader.peek_event().start_mark.line + 1
+            raise _Unreadable("something follows the list: keep to one list per file")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        yield (mark.line + 1 if mark else line), _broken_yaml(error)
+    except _Unreadable as error:
+        yield line, error
+    except (RecursionError, ValueError):
+        yield line, _Unreadable("too deeply nested: a row is a text or a table of texts")
+    finally:
+        loader.dispose()
+
+
+class _Reader:
+    """A file for PyYAML, which asks for a name and for pieces of text."""
+
+    name = "the list"
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = iter(lines)
+
+    def read(self, size: int = -1) -> str:
+        pieces: list[str] = []
+        while sum(map(len, pieces)) < max(size, 1) and (piece := next(self.lines, "")):
+            pieces.append(piece)
+        # YAML forbids these; what was undecodable shall be one bad row, not the end of the list
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", "".join(pieces))
+
+
+def _broken_yaml(error: Exception) -> _Unreadable:
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+    return _Unreadable(f"the list cannot be read from here on ({problem}): mend this line")
+
+
+_READERS: dict[str, Callable[[Iterable[str]], _Raw]] = {
+    "txt": _txt,
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "yaml": _yaml,
+}
+KINDS = tuple(_READERS)

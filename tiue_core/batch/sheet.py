@@ -1,0 +1,87 @@
+"""Contact sheets: every row of the list beside its pictures, a page at a time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomically
+
+CELL, CAPTION, GAP = 160, 220, 8  # px
+COLUMNS, ROWS = 8, 12
+
+
+def contact_sheets(folder: Path, records: Iterable[dict[str, Any]]) -> list[Path]:
+    """Write `sheet-001.jpg`, ... for pictures of a manifest; return the paths.
+
+    A row of the sheet is a row of the list: its prompt, then its pictures by seed.
+    """
+    strips = _strips(records)
+    pages: list[Path] = []
+    while strip := list(islice(strips, ROWS)):
+        path = folder / f"sheet-{len(pages) + 1:03d}.jpg"
+        buffer = io.BytesIO()
+        _page(folder, strip).save(buffer, format="JPEG", quality=88)
+        write_atomically(path, buffer.getvalue())
+        pages.append(path)
+    return pages
+
+
+def _strips(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    # One picture a row would make a tall and narrow sheet: those stand side by side.
+    for line, group in groupby(records, key=lambda record: record.get("line")):
+        pictures = list(islice(group, 10_000))
+        while pictures:
+            yield pictures[:COLUMNS]
+            pictures = pictures[COLUMNS:]
+        _ = line
+
+
+def _page(folder: Path, strips: list[list[dict[str, Any]]]) -> Any:
+    from PIL import Image, ImageDraw, ImageFont
+
+    widest = max(len(strip) for strip in strips)
+    across = 1 if widest > 1 else 3  # strips side by side
+    down = -(-len(strips) // across)
+    wide = CAPTION + widest * (CELL + GAP) + GAP
+    page = Image.new("RGB", (across * wide + GAP, down * (CELL + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for i, strip in enumerate(strips):
+        left, top = GAP + i % across * wide, GAP + i // across * (CELL + GAP)
+        seeds = f"seed {strip[0].get('seed')}" + (" ..." if len(strip) > 1 else "")
+        lines = [
+            *_wrapped(draw, font, str(strip[0].get("template") or strip[0].get("prompt", ""))),
+            seeds,
+        ]
+        draw.multiline_text((left, top), "\n".join(lines), fill="#222", font=font, spacing=3)
+        for k, record in enumerate(strip):
+            place = (left + CAPTION + k * (CELL + GAP), top)
+            page.paste(_thumbnail(folder / record["file"]), place)
+    return page
+
+
+def _wrapped(draw: Any, font: Any, text: str, most: int = 7) -> list[str]:
+    lines = [""]
+    for word in text.split()[:60]:
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) <= CAPTION - GAP:
+            lines[-1] = longer
+        else:
+            lines.append(word[:40])
+    return lines[:most] if len(lines) <= most else [*lines[: most - 1], "..."]
+
+
+def _thumbnail(path: Path) -> Any:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            small = ImageOps.contain(image.convert("RGB"), (CELL, CELL))
+    except (OSError, ValueError, SyntaxError):
+        small = Image.new("RGB", (CELL, CELL), "#ddd")
+    cell = Image.new("RGB", (CELL, CELL), "#f4f4f4")
+    cell.paste(small, ((CELL - small.width) // 2, (CELL - small.height) // 2))
+    return cell

@@ -1,0 +1,118 @@
+"""The systems beside each other: what each does with a UNet to make one batch of latents.
+
+Each is a function of (noise, prompts) that marks its stages, "encoder" and "decoders", with a
+``Stages``. The loops are Stable Diffusion's own, stepped by diffusers' DDIM scheduler.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schedule import OneWaySchedule
+from ..unet import SplitUNet
+
+GUIDED_STEPS = 50
+KEY_STEPS = 9  # of FasterDiffusion's 50, those that run the encoder: 0 1 2 3 5 10 15 25 35
+
+
+class Stages:
+    """Seconds by stage, as often as it is entered."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, defaultdict[str, float](float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = self._now()
+        yield
+        self.seconds[name] += self._now() - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table."""
+
+    name: str
+    about: str
+    paint: Callable[[Tensor, Tensor, Stages], Tensor]
+    as_written: bool = False  # without packed weights and cheap doubling
+    as_run: bool = False  # and in float32, in PyTorch's own layout and allocator
+    decoder: str = "vae"  # or "tiny", TAESD
+    decoders: int = 1  # UNet decoders at once
+    loops: int = 1  # UNets one after the other
+    times: dict[str, int] | None = None  # stages of which one was run, and how many there are
+    rows: int = 1  # UNet rows per image: 2 with guidance
+
+
+Paint = Callable[[Tensor, Tensor, Stages], Tensor]
+
+
+def one_way(unet: SplitUNet, schedule: OneWaySchedule) -> Paint:
+    """Ours: encode once, decode K, combine."""
+
+    def paint(noise: Tensor, prompts: Tensor, stage: Stages) -> Tensor:
+        timesteps, weights = schedule.timesteps, schedule.weights
+        with stage("encoder"):
+            features = unet.encode(noise, timesteps[0], prompts)
+        with stage("decoders"):
+            predictions = unet.decode(features, timesteps, prompts, weights=weights)
+            return schedule.combine(noise, predictions)
+
+    return paint
+
+
+def authors(unet: SplitUNet, scheduler: Any) -> Paint:
+    """The authors' algorithm: features repeated, all predictions, the scheduler stepped K times."""
+    scheduler = copy.deepcopy(scheduler)
+    schedule = OneWaySchedule.from_config(scheduler)
+
+    def paint(noise: Tensor, prompts: Tensor, stage: Stages) -> Tensor:
+        with stage("encoder"):
+            features = unet.encode(noise, schedule.timesteps[0], prompts)
+        with stage("decoders"):
+            predictions = unet.decode(features, schedule.timesteps, prompts)
+            scheduler.set_timesteps(len(schedule), device=noise.device)
+            z = noise
+            for t, prediction in zip(scheduler.timesteps, predictions, strict=True):
+                z = scheduler.step(prediction, t, z).prev_sample
+            return z
+
+    return paint
+
+
+def loop(unet: SplitUNet, scheduler: Any, timesteps: list[int], guidance: float = 1.0) -> Paint:
+    """A UNet per timestep; with guidance, of twice the rows."""
+    schedule = OneWaySchedule.from_config(scheduler, timesteps=timesteps)
+    steps = list(zip(timesteps, schedule.coefficients.tolist(), strict=True))
+
+    def paint(noise: Tensor, prompts: Tensor, stage: Stages) -> Tensor:
+        z = noise
+        for t, (a, b) in steps:
+            rows, context = z, prompts
+            if guidance != 1:
+                rows, context = torch.cat([z, z]), torch.cat([torch.zeros_like(prompts), prompts])
+            with stage("encoder"):
+                features = unet.encode(rows, t, context)
+            with stage("decoders"):
+                prediction = unet.decode(features, [t], context)[0]
+                if guidance != 1:
+                    without, with_prompt = prediction.chunk(2)
+                    prediction = without + guidance * (with_prompt - without)
+                z = a * z + b * prediction
+        return z
+
+    return paint

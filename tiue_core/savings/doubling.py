@@ -1,0 +1,52 @@
+"""Saving (e) for a model that is not split: every upsampler of it, such as an autoencoder's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from .layers import NotUnderstoodError, Transparent, state_of
+from .parts import Upsampler
+
+
+class Doubling(Transparent):
+    """Stands in for the forward of an ``Upsample2D``: the same, as one 2x2 convolution."""
+
+    def __init__(self, upsample: Any) -> None:
+        self.upsample = upsample
+        self._part: Upsampler | None = None
+        self._of: tuple = ()
+        self.part()
+
+    def part(self) -> Upsampler:
+        """Made anew where the convolution's weight has changed."""
+        state = state_of(self.upsample.conv)
+        if self._part is None or state != self._of:
+            self._part, self._of = Upsampler(self.upsample), state
+        return self._part
+
+    def __call__(self, h: Tensor, output_size: Any = None) -> Tensor:
+        size = None if output_size is None else tuple(output_size)
+        doubled = (2 * h.shape[2], 2 * h.shape[3])
+        if not self.enabled or torch.is_grad_enabled() or size not in (None, doubled):
+            return Upsample2D.forward(self.upsample, h, output_size)
+        return self.part()(h)
+
+
+def double_cheaply(model: nn.Module) -> None:
+    """Let every upsampler of a model that can be doubled so be; ``double_plainly`` undoes it."""
+    for module in model.modules():
+        if type(module) is Upsample2D and "forward" not in vars(module):
+            try:
+                module.forward = Doubling(module)  # type: ignore[assignment]
+            except NotUnderstoodError:
+                continue
+
+
+def double_plainly(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), Doubling):
+            del module.forward

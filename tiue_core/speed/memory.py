@@ -1,0 +1,58 @@
+"""When memory runs out: fewer timesteps at once, then fewer images, then a clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..errors import TiueError
+
+
+def in_batches(
+    total: int,
+    batch_size: int,
+    chunk: int,
+    paint: Callable[[range, int], Any],
+) -> Iterator[tuple[range, Any]]:
+    """Call ``paint(images, chunk)`` for ``total`` images, ``batch_size`` at a time.
+
+    Where memory runs out ``chunk``, the timesteps decoded at once, is halved down to one, then the
+    batch; both stay so for the images that follow.
+
+    Raises:
+        TiueError: not even one image at one timestep at a time fits.
+    """
+    first = 0
+    while first < total:
+        images = range(first, min(first + batch_size, total))
+        try:
+            painted = paint(images, chunk)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            painted = None  # retried outside, where the traceback no longer holds the tensors
+        if painted is not None:
+            yield images, painted
+            first = images.stop
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if chunk > 1:
+            chunk = (chunk + 1) // 2
+        elif len(images) > 1:
+            batch_size = (len(images) + 1) // 2
+        else:
+            raise TiueError(
+                "out of memory with one image, one timestep at a time: "
+                "give a smaller width and height"
+            )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """The accelerator's own exception, or what the CPU allocator raises."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()
