@@ -107,6 +107,7 @@ def main() -> None:
         with server:
             thumbnails(server)
             if given.page:
+                shutil.rmtree(base / "output")  # a prompt list that is done has nothing to show
                 screenshots(server)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from place import BUILT_IN, ROOT
+from place import ROOT
 from server import Prompt, Refused, Run, Server, nodes_of, to_prompt
 
 LIST = "a cat on a blue background --count 2\na star --seed 7 --name stars/{seed} --width 96\n"
@@ -22,8 +22,6 @@ def prompt(server: Server, request: pytest.FixtureRequest) -> Prompt:
     """The template, with a folder of its own."""
     info = server.get("/object_info")
     prompt = to_prompt(json.loads((ROOT / "workflows" / "prompt-list.json").read_text()), info)
-    loader = nodes_of(prompt, "TiUELoadStudent")[0]
-    loader["student"] = "stickers" if BUILT_IN.is_dir() else "tiue/student"
     nodes_of(prompt, "TiUEPromptList")[0].update(text=LIST, folder=request.node.name)
     return prompt
 
@@ -83,8 +81,7 @@ def test_pictures_are_those_of_the_command_line(
     nodes_of(prompt, "TiUEPromptList")[0]["text"] = "a cat on a blue background --seed 5\n"
     assert painted(server.run(prompt)) == 1
     (path,) = folder.glob("*.png")
-    student = "stickers" if BUILT_IN.is_dir() else str(server.base / "models/tiue/student")
-    pipe = TiuePipeline.from_pretrained(student)
+    pipe = TiuePipeline.from_pretrained("stickers")
     expected = np.asarray(pipe("a cat on a blue background", seed=5).images[0]).astype(int)
     with Image.open(path) as image:
         assert np.abs(np.asarray(image).astype(int) - expected).max() <= 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from check_page import FIT, OPEN, page, queue_and_wait, student  # noqa: F401 - page is a fixture
+from check_page import FIT, OPEN, page, queue_and_wait  # noqa: F401 - page is a fixture
 
 LIST = "a cat on a blue background --seed 1\na dog --seed x\n# a comment\na {gift|boat\na star\n"
 AREA = "textarea[data-tiue=list]"
@@ -16,7 +16,7 @@ ROWS = ".tiue-list button"
 
 
 def test_bad_rows_are_marked_while_typing(page):  # noqa: F811
-    page.evaluate(OPEN, ["prompt-list", student("prompt-list")])
+    page.evaluate(OPEN, "prompt-list")
     page.keyboard.press("Escape")
     page.evaluate(FIT)
     area = page.locator(AREA)
@@ -33,7 +33,7 @@ def test_bad_rows_are_marked_while_typing(page):  # noqa: F811
     folder = os.environ.get("TIUE_SCREENSHOTS")
     if folder:
         page.wait_for_timeout(500)
-        page.screenshot(path=str(Path(folder) / "prompt-list-editor.png"))
+        page.screenshot(path=str(Path(folder) / "prompt-list-editor.jpg"), type="jpeg", quality=82)
 
     page.locator(ROWS).nth(1).click()
     selected = "(area) => area.value.slice(area.selectionStart, area.selectionEnd)"
@@ -45,7 +45,7 @@ def test_bad_rows_are_marked_while_typing(page):  # noqa: F811
 
 
 def test_a_run_tells_what_it_made(page):  # noqa: F811
-    page.evaluate(OPEN, ["prompt-list", student("prompt-list")])
+    page.evaluate(OPEN, "prompt-list")
     page.evaluate(FIT)
     set_folder = """() => { app.graph._nodes.find((node) => node.type === 'TiUEPromptList')
         .widgets.find((widget) => widget.name === 'folder').value = `page-${Date.now()}`; }"""
@@ -59,4 +59,4 @@ def test_a_run_tells_what_it_made(page):  # noqa: F811
     folder = os.environ.get("TIUE_SCREENSHOTS")
     if folder:
         page.wait_for_timeout(1000)
-        page.screenshot(path=str(Path(folder) / "prompt-list-run.png"))
+        page.screenshot(path=str(Path(folder) / "prompt-list-run.jpg"), type="jpeg", quality=82)
