@@ -129,6 +129,9 @@ def test_optimized_pictures_are_the_same(tiue: Any) -> None:
     assert ended.status == 0 and all("not pay" in line for line in ended.err.splitlines())
     for a, b in zip(plain, ended.json["images"], strict=True):
         assert np.abs(pixels(a) - pixels(b["path"])).max() <= 1  # of 255
+
+
+def test_draft_without_a_tiny_decoder_is_one_line(tiue: Any) -> None:
     refused = tiue("generate", "a cat", "--draft")
     assert refused.status == 1 and "draft decoder" in refused.error()
 
