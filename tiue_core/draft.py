@@ -7,6 +7,7 @@ the folder ``taesd`` beside its ``vae``; for Stable Diffusion 1 and 2 there is a
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ def load_draft_decoder(pipe: Any, source: str | Path | None = None, accept: bool
     source = source or HUB_ID
     here = Path(source).is_dir()
     try:
-        tiny = AutoencoderTiny.from_pretrained(
-            str(source), use_safetensors=True, local_files_only=here or not accept
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers' own call of the hub
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
+            tiny = AutoencoderTiny.from_pretrained(
+                str(source), use_safetensors=True, local_files_only=here or not accept
+            )
     except (OSError, ValueError) as error:
-        hint = "copy the folder again" if here else "pass accept_license=True to download it (MIT)"
+        accepting = "accept its licence, MIT, to download it (accept_license, --accept-license)"
+        hint = "copy the folder again" if here else accepting
         raise TiueError(f"the draft decoder {source} is not here: {hint}") from error
     channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.num_decoder_blocks) - 1)
     if channels != pipe.vae.config.latent_channels or factor != pipe.vae_scale_factor:
