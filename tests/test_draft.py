@@ -35,7 +35,7 @@ def test_a_student_s_own_draft_decoder(pipe: TiuePipeline, tmp_path: Path) -> No
 
 
 def test_no_draft_decoder(pipe: TiuePipeline, tmp_path: Path) -> None:
-    with pytest.raises(TiueError, match="pass accept_license"):  # Stable Diffusion's latents
+    with pytest.raises(TiueError, match="accept its licence"):  # Stable Diffusion's latents
         pipe("a cat", draft=True)
     pipe.vae.register_to_config(scaling_factor=0.3)
     with pytest.raises(TiueError, match="put an AutoencoderTiny into"):
