@@ -24,9 +24,10 @@ class Editor {
         this.node = node;
         this.element = document.createElement("div");
         this.element.className = "tiue-list";
-        this.summary = document.createElement("output");
+        this.summary = document.createElement("output"); // of the text as it is
+        this.status = document.createElement("output"); // of the last run
         this.rows = document.createElement("div");
-        this.element.append(this.summary, this.rows);
+        this.element.append(this.status, this.summary, this.rows);
     }
 
     value(name) {
@@ -82,7 +83,7 @@ class Editor {
         const parts = [`${there} there before`, `${now} painted in this run`];
         if (waiting) parts.push(`${waiting} waiting: queue again`);
         if (bad.length) parts.push(`${bad.length} bad rows`);
-        this.summary.textContent = parts.join(", ");
+        this.status.textContent = parts.join(", ");
     }
 
     show(bad, summary) {
