@@ -418,6 +418,24 @@ def test_ctrl_c_stops_after_the_batch(
     monkeypatch.undo()
 
 
+def test_a_full_disk_is_one_line(
+    tiue: Any, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"a cat --seed {i}\n" for i in range(50)))
+    seen: list[int] = []
+
+    def full(handle: int) -> None:
+        seen.append(handle)
+        if len(seen) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    status, text, err = tiue(path, "--out", out, "--json")
+    assert status == 1 and err.startswith("error: no space left") and len(err.splitlines()) == 1
+    assert json.loads(text)["made"] == len(pictures(out)) == len(records(out)) > 0
+
+
 def test_a_bad_folder_is_told_before_anything_is_loaded(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as ended:

@@ -110,6 +110,8 @@ class Run:
     def _work(self) -> Iterator[Result]:
         told: deque[Result] = deque()  # of jobs that need no painting
         pending: deque[tuple[Job, Future[Path]]] = deque()
+        results: list[Result] = []
+        error: TiueError | None = None
         with ThreadPoolExecutor(_WRITERS) as writers:
             try:
                 for batch, outcomes in self.engine(self._batches(told)):
@@ -133,9 +135,10 @@ class Run:
                     self._finished = not self.cancelled
                 while told:
                     yield told.popleft()
+            except TiueError as why:
+                error = why
             finally:
                 # Also when something failed: what is painted gets its file and its line.
-                results, error = [], None
                 while pending:
                     try:
                         results.append(self._made(*pending.popleft()))

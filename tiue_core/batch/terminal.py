@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..errors import TiueError
 
 TOLD = 20  # bad rows that are told one by one
 _PULSE = 30  # s between lines of progress where there is no terminal
@@ -22,14 +23,11 @@ class Session:
         self.as_json = as_json
         self.bad: list[Any] = []
         self.failures: list[str] = []
-        self.total: int | None = None
 
     def go(self, options: dict[str, Any], sheet: bool, index: bool) -> None:
         from ..console import Failed, emit, say
-        from ..errors import TiueError
 
         began, error = time.monotonic(), None
-        threading.Thread(target=self._count, daemon=True).start()
         with self.studio.run(self.plan, self.out, **options) as run, _stoppable(run, say):
             self._tell_notes()
             try:
@@ -60,6 +58,7 @@ class Session:
     def _paint(self, run: Any) -> None:
         from ..console import say
 
+        count = _Count(self.plan.jobs(self.studio.settings))
         with _bar(self.ours.first) as bar:
             for result in run:
                 if result.kind in ("bad", "failed") and self.ours.first:
@@ -70,11 +69,7 @@ class Session:
                         say("... and more of the kind, see --json")
                     if len(kept) < 1000:
                         kept.append(result.row or result.message)
-                bar(run.counts, self.total)
-
-    def _count(self) -> None:
-        with suppress(Exception):  # only for the bar: the run itself tells what is wrong
-            self.total = sum(1 for _ in self.plan.jobs(self.studio.settings))
+                bar(run.counts, count.so_far())
 
     def _finish(self, run: Any, sheet: bool, index: bool) -> None:
         from ..console import progress
@@ -114,6 +109,29 @@ class Session:
         return ", ".join(parts or ["nothing to make"]) + (
             f", {speed:.2f} images/s" if counts["made"] else ""
         )
+
+
+class _Count:
+    """How long the list is, counted beside the work, in a fiftieth of its time."""
+
+    def __init__(self, jobs: Iterator[Any]) -> None:
+        self.jobs, self.count, self.done = jobs, 0, False
+        self.worked = time.perf_counter()
+
+    def so_far(self) -> int | None:
+        """The total once it is known; counts on for a while if it is not."""
+        began = time.perf_counter()
+        until = began + 0.02 * (began - self.worked)
+        try:
+            while not self.done and time.perf_counter() < until:
+                self.count += 1
+                next(self.jobs)
+        except StopIteration:
+            self.done, self.count = True, self.count - 1
+        except TiueError:  # the run itself tells what is wrong
+            self.done, self.count = True, 0
+        self.worked = time.perf_counter()
+        return (self.count or None) if self.done else None
 
 
 def _together(ours: Any, counts: Any) -> dict[str, int]:
