@@ -123,6 +123,16 @@ def test_metadata_is_enough_to_make_it_again(tiue: Any, tmp_path: Path, student:
     assert "made with LoRA 'my style'" in tiue("generate", "--from", made["path"]).error()
 
 
+def test_optimized_pictures_are_the_same(tiue: Any) -> None:
+    plain = tiue("generate", "a cat", "--count", "2", "--device", "cpu").out.splitlines()
+    ended = tiue("generate", "a cat", "--count", "2", "--optimize", "--out", "fast", "--json")
+    assert ended.status == 0 and all("not pay" in line for line in ended.err.splitlines())
+    for a, b in zip(plain, ended.json["images"], strict=True):
+        assert np.abs(pixels(a) - pixels(b["path"])).max() <= 1  # of 255
+    refused = tiue("generate", "a cat", "--draft")
+    assert refused.status == 1 and "draft decoder" in refused.error()
+
+
 def test_another_student_under_the_same_name_is_told(
     tiue: Any, tmp_path: Path, student: Path
 ) -> None:

@@ -7,6 +7,7 @@ the folder ``taesd`` beside its ``vae``; for Stable Diffusion 1 and 2 there is a
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def load_draft_decoder(pipe: Any, source: str | Path | None = None, accept: bool
     source = source or HUB_ID
     here = Path(source).is_dir()
     try:
-        tiny = AutoencoderTiny.from_pretrained(
-            str(source), use_safetensors=True, local_files_only=here or not accept
-        )
+        with warnings.catch_warnings():  # diffusers' own, about arguments that it passes on
+            warnings.simplefilter("ignore")
+            tiny = AutoencoderTiny.from_pretrained(
+                str(source), use_safetensors=True, local_files_only=here or not accept
+            )
     except (OSError, ValueError) as error:
         hint = "copy the folder again" if here else "pass accept_license=True to download it (MIT)"
         raise TiueError(f"the draft decoder {source} is not here: {hint}") from error
