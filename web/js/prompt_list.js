@@ -19,6 +19,7 @@ const STYLE = `
 class Editor {
     #timer = 0;
     #asked = 0;
+    #told = 0; // runs that told what they made
 
     constructor(node) {
         this.node = node;
@@ -50,10 +51,12 @@ class Editor {
 
     touch() {
         clearTimeout(this.#timer);
-        this.#timer = setTimeout(() => this.check(), QUIET);
+        const told = this.#told;
+        this.#timer = setTimeout(() => this.check(told), QUIET);
     }
 
-    async check() {
+    /** Mark bad rows; where a run has told something meanwhile, its words stay. */
+    async check(told = this.#told) {
         this.dress();
         const asked = ++this.#asked;
         const text = String(this.value("text") ?? "");
@@ -71,7 +74,8 @@ class Editor {
             });
             const { bad, pictures } = await answer.json();
             if (asked !== this.#asked) return; // a later text was asked about meanwhile
-            this.show(bad, `${pictures} pictures${bad.length ? `, ${bad.length} bad rows` : ""}`);
+            const counted = `${pictures} pictures${bad.length ? `, ${bad.length} bad rows` : ""}`;
+            this.show(bad, told === this.#told ? counted : this.summary.textContent);
         } catch (error) {
             this.show([], `not checked: ${String(error?.message ?? error).split("\n")[0]}`);
         }
@@ -79,6 +83,7 @@ class Editor {
 
     /** What the last run made of the list. */
     ran(status) {
+        this.#told += 1;
         const { there, now, waiting, bad } = status;
         const parts = [`${there} there before`, `${now} painted in this run`];
         if (waiting) parts.push(`${waiting} waiting: queue again`);
