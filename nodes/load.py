@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from comfy_api.latest import io
 
 from ..tiue_core import students
@@ -56,10 +58,15 @@ class LoadStudent(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, student: str, accept_licence: bool = False) -> object:
-        """What changes when the student's files do."""
+        """What changes when the student's files do.
+
+        A hash, because ComfyUI writes it into the pictures' metadata, which people share; paths
+        would tell where they live.
+        """
         path = folders.on_disk(student) or folders.built_in(student)
         files = sorted(path.rglob("*")) if path and path.is_dir() else [path]
-        return [(str(file), file.stat().st_mtime_ns) for file in files if file and file.is_file()]
+        stamps = [(str(f), f.stat().st_mtime_ns) for f in files if f and f.is_file()]
+        return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
 
     @classmethod
     def execute(cls, student: str, accept_licence: bool = False) -> io.NodeOutput:

@@ -6,14 +6,12 @@ import os
 import shutil
 import subprocess
 
-import pytest
 from place import HERE, Comfy
 from server import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.mark.slow  # minutes, and it wants a machine that does nothing else
 def test_page(comfy: Comfy, server: Server, skipped_loudly) -> None:
     browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
