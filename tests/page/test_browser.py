@@ -259,3 +259,27 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.closest('[id^=tiue]')?.id"))
     assert {"tiue-seed", "tiue-dice", "tiue-variations"} <= reached
+
+
+def test_broken_weights_are_told_on_the_page(one_browser: Any, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from served import ROOT, served
+
+    broken = tmp_path / "broken"
+    shutil.copytree(ROOT / "tiue_core/stickers/student", broken)
+    (file,) = (broken / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    name = next(iter(weights))
+    weights[name] = torch.full_like(weights[name], float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    with served("--student", str(broken)) as (url, process):
+        page = one_browser.new_page(viewport=DESK)
+        page.goto(url, timeout=SLOW)
+        page.locator("#tiue-prompt textarea").fill("a dog")
+        told = message(page)
+        assert "broken" in told and "NaN" in told and "choose another student" in told
+        assert process.poll() is None, "the page goes on"
+        page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiue_core import cli, console, students
+from tiue_core import TiuePipeline, cli, console, students
 from tiue_core.errors import TiueError
 from tiue_core.page.inside import look
 from tiue_core.page.paint import paint
@@ -101,6 +102,49 @@ def test_weights_that_are_no_numbers(folder: Path, tmp_path: Path, part: str) ->
     with pytest.raises(TiueError, match="NaN"):
         paint(models, models.house.order("a cat"))
     assert len(models) == 0
+
+
+def test_a_draft_is_the_tiny_decoders_picture(folder: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    drafting = tmp_path / "drafting"
+    shutil.copytree(folder, drafting)
+    blocks = len(json.loads((folder / "vae/config.json").read_text())["block_out_channels"])
+    torch.manual_seed(0)
+    AutoencoderTiny(
+        encoder_block_out_channels=(16,) * blocks,
+        decoder_block_out_channels=(16,) * blocks,
+        num_encoder_blocks=(1,) * blocks,
+        num_decoder_blocks=(1,) * blocks,
+        latent_channels=4,
+    ).save_pretrained(drafting / "taesd")
+    models = Models(House.of([students.find(drafting)]))
+    assert "draft" in models.house.modes
+    picture = paint(models, models.house.order("a cat", 3, decoders="draft"))
+    pipe = TiuePipeline.from_pretrained(drafting)
+    pipe.load_draft()
+    expected = pipe("a cat", seed=3, decoders="fast", draft=True).images[0]
+    assert np.array_equal(np.asarray(picture.image), np.asarray(expected))
+    plain = paint(models, models.house.order("a cat", 3))
+    assert not np.array_equal(np.asarray(picture.image), np.asarray(plain.image))
+
+
+@pytest.mark.parametrize("given, decoders", [({"steps": 6}, 6), ({"timesteps": [999]}, 1), ({}, 4)])
+def test_inside_has_a_slider_for_each_decoder(
+    folder: Path, tmp_path: Path, given: dict, decoders: int
+) -> None:
+    from tiue_core.page.state import decoders_of
+
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    index = json.loads((other / "model_index.json").read_text())
+    kept = {key: value for key, value in index.items() if key not in ("steps", "timesteps")}
+    (other / "model_index.json").write_text(json.dumps({**kept, **given}))
+    source = students.find(other)
+    assert decoders_of(source) == decoders
+    models = Models(House.of([source]))
+    seen = look(models, models.house.order("a cat"), [1] * 8, None)
+    assert len(seen.weights) == decoders
 
 
 def test_a_lora_that_is_no_numbers(models: Models, lora: Path) -> None:

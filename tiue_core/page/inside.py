@@ -16,10 +16,10 @@ from .desk import Desk, told
 from .paint import Picture, Stopwatch, noted, one_pass, pictures_of, plainly, png_of, ready
 from .parts import bars, data_url, empty, figure, gallery
 from .parts import png_of as plain_png
-from .state import Order
+from .state import House, Order, decoders_of
 from .worker import Models
 
-SLIDERS = 4  # K of the paper's students
+SLIDERS = 8  # as many decoders have a slider; the paper studies K from 1 to 8
 LANE = "inside"
 _DARK, _MIDDLE, _BRIGHT = (13, 8, 65), (188, 55, 84), (252, 255, 164)  # of the feature maps
 
@@ -106,8 +106,9 @@ def inside(desk: Desk, choices: Choices) -> None:
                 "a frog on a red background", label="Decoders' prompt", lines=2, visible=False
             )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            first = _sliders(desk.house, desk.house.first)
             gains = [
-                gr.Slider(-1, 3, 1, step=0.05, label=f"Weight of decoder {i + 1}, times")
+                gr.Slider(-1, 3, step=0.05, label=f"Weight of decoder {i + 1}, times", **first[i])
                 for i in range(SLIDERS)
             ]
             reset = gr.Button("Weights as trained")
@@ -153,6 +154,20 @@ def inside(desk: Desk, choices: Choices) -> None:
         concurrency_limit=None,
         **quietly,
     )
+    choices.student.input(
+        lambda label: [gr.Slider(**slider) for slider in _sliders(desk.house, label)],
+        [choices.student],
+        gains,
+        queue=False,
+        **quietly,
+    )
     apart.change(lambda on: gr.Textbox(visible=on), [apart], [second], queue=False, **quietly)
     back = reset.click(lambda: [1] * SLIDERS, None, gains, queue=False, **quietly)
     back.then(paint, inputs, outputs, concurrency_limit=None, **quietly)
+
+
+def _sliders(house: House, label: str) -> list[dict[str, Any]]:
+    """One slider for each decoder of a student, as trained; the others are hidden."""
+    source = house.students.get(label)
+    shown = decoders_of(source) if source else 0
+    return [{"visible": i < shown, "value": 1} for i in range(SLIDERS)]

@@ -181,6 +181,16 @@ def size_of(source: Source) -> tuple[int, int, int]:
         return 512, 512, 8
 
 
+def decoders_of(source: Source) -> int:
+    """K of a student, from its index; the paper's 4 where it says nothing."""
+    try:
+        index = json.loads((source.path / "model_index.json").read_text(encoding="utf-8"))
+        times, steps = index.get("timesteps"), index.get("steps")
+        return len(times) if times else int(steps or 4)
+    except (OSError, ValueError, TypeError):
+        return 4
+
+
 def has_draft(source: Source) -> bool:
     """Whether a draft decoder for this student is on this machine."""
     if (source.path / draft.FOLDER).is_dir():
