@@ -15,7 +15,15 @@ from tiue_core import SplitUNet
 from tiue_core.errors import TiueError
 from tiue_core.savings import ThriftyUNet
 from tiue_core.savings.doubling import double_cheaply, double_plainly
-from tiue_core.speed.cpu import can_pack, has_fast_bfloat16, keep_pages, pack, unpack
+from tiue_core.speed import winograd
+from tiue_core.speed.cpu import (
+    PackedConv,
+    can_pack,
+    has_fast_bfloat16,
+    keep_pages,
+    pack,
+    unpack,
+)
 from tiue_core.speed.embeddings import Embeddings
 from tiue_core.speed.graphs import Graphs
 from tiue_core.speed.memory import in_batches
@@ -148,6 +156,58 @@ def test_packed_weights_convolve_the_same() -> None:
     assert not any("forward" in vars(layer) for layer in model)
     assert off(model(x).detach(), changed) <= 1e-6
     assert off(changed, expected) > 0.1
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (16, 16), (8, 40), (64, 64)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_winograd_is_the_convolution(size: tuple[int, int], biased: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 40, 3, padding=1, bias=biased).double()
+    x = torch.randn(3, 24, *size, dtype=torch.float64)
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            found = winograd.convolve(given, winograd.transformed(conv.weight), conv.bias)
+            assert off(found, conv(x)) <= 1e-14
+    with torch.no_grad():
+        exact, once = conv(x), conv.float()
+        error = off(once(x.float()).double(), exact)
+        found = winograd.convolve(x.float(), winograd.transformed(once.weight), once.bias)
+    assert off(found.double(), exact) <= max(1e-6, 2 * error)
+
+
+def test_odd_sides_have_no_tiles() -> None:
+    with pytest.raises(ValueError, match="3 x 4 is odd"):
+        winograd.convolve(torch.zeros(1, 1, 3, 4), torch.zeros(16, 1, 1), None)
+
+
+def test_the_faster_way_is_taken_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1, stride=2))
+    large, small, odd = (torch.randn(1, 8, side, side) for side in (16, 8, 7))
+    with torch.no_grad():
+        expected = [model(x) for x in (large, small, odd)]
+        pack(model)
+        asked: list[Tensor] = []
+
+        def measured(stand_in: Any, x: Tensor) -> str:
+            asked.append(x)
+            return "winograd" if stand_in.winograd and x.shape[-1] == 16 else "blocked"
+
+        monkeypatch.setattr(PackedConv, "_faster", measured)
+        used: list[Tensor] = []
+        convolve = winograd.convolve
+        monkeypatch.setattr(
+            winograd, "convolve", lambda x, *rest: used.append(x) or convolve(x, *rest)
+        )
+        for _ in range(2):
+            for x, wanted in zip((large, small, odd), expected, strict=True):
+                assert off(model(x), wanted) <= 1e-6
+        assert [x.shape[-1] for x in used] == [16, 16] and len(asked) == 6  # once a size and layer
+        model[0].weight.mul_(2)
+        model[0].bias.mul_(2)
+        assert off(model(large) - model[1].bias[:, None, None],
+                   2 * (expected[0] - model[1].bias[:, None, None])) <= 1e-5  # fmt: skip
+    assert not model[1].forward.winograd  # type: ignore[attr-defined]
 
 
 def test_pages_and_dtypes_can_be_asked() -> None:
