@@ -78,6 +78,7 @@ async function saved() {
             .map((name) => [name, student.about[name]]),
     );
     const words = prompt.split(/\s+/).filter(Boolean).join(" ");
+    if (student.about.draft) record.draft = true;
     const more = { dtype: student.about.dtype, device: student.device, version: student.tiue };
     const made = { ...record, ...more, prompt: words, seed, width, height };
     const bytes = await encodePng(pixels, width, height, made);
