@@ -63,7 +63,7 @@ def export(
     schedule = pipe.schedule(steps, decoders)
     shape = pipe._latent_shape(width, height, None, 1)
     tokenizer = _tokenizer(pipe)
-    about = {**_describe(pipe, schedule, shape, dynamic_size), **(record or {})}
+    about = {**describe(pipe, schedule, shape, dynamic_size), **(record or {})}
     about |= {"steps": steps, "decoders": decoders, "draft": draft, "whole": not parts}
     stored = {
         metadata.ABOUT: json.dumps(about, sort_keys=True),
@@ -72,7 +72,7 @@ def export(
     }
     save = save_onnx if to == "onnx" else save_pt2
     written = []
-    with torch.no_grad(), _quietly():
+    with torch.no_grad(), quietly():
         for graph in traced(pipe, schedule, about, tokenizer.padding["length"]):
             path = out.with_name(f"{out.stem}.{graph.name}{out.suffix}") if parts else out
             made = program(graph)
@@ -99,9 +99,10 @@ def _in_place(folder: Path, path: Path) -> list[Path]:
     return placed
 
 
-def _describe(
+def describe(
     pipe: Any, schedule: Any, shape: tuple[int, int, int], dynamic_size: bool
 ) -> dict[str, Any]:
+    """What a graph says of itself as far as models and sizes decide it; see ``metadata.py``."""
     factor = pipe.vae_scale_factor
     multiple = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     channels, *sides = shape
@@ -142,7 +143,7 @@ def _tokenizer(pipe: Any) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the exporters' remarks on their own work, which a person can do nothing about."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
