@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 PROMPT, SEED = "a fox in a snowy wood, oil on canvas", 7
 
 

@@ -50,9 +50,7 @@ def visit(page: Any, url: str | None, seconds: float) -> dict[str, Any]:
     )
     times.sort()
     return {
-        "how": page.evaluate(
-            "document.getElementById('about').textContent.match(/\\\\((.*)\\\\)/)[1]"
-        ),
+        "how": page.inner_text("#about").partition("(")[2].partition(")")[0],
         "first_picture_s": first,
         "picture_ms": times[len(times) // 2],
         "slowest_ms": times[-1],

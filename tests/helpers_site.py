@@ -29,6 +29,9 @@ class Server(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, *_: Any) -> None:
+        """A page that was closed while it loaded is nothing to tell of."""
+
     def __exit__(self, *_: object) -> None:
         self.close()
 

@@ -157,9 +157,13 @@ def test_lora_is_fused_in(folder: Path, pipe: Any, tmp_path: Path) -> None:
 def test_taesd_in_the_autoencoders_place(pipe: Any, tmp_path: Path) -> None:
     from diffusers import AutoencoderTiny
 
-    tiny = {"block_out_channels": (16, 16), "num_encoder_blocks": (1, 1), "latent_channels": 4}
     torch.manual_seed(0)
-    AutoencoderTiny(**tiny, num_decoder_blocks=(1, 1)).save_pretrained(tmp_path / "taesd")
+    AutoencoderTiny(
+        encoder_block_out_channels=(64, 64),
+        decoder_block_out_channels=(64, 64),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "taesd")
     pipe.load_draft(tmp_path / "taesd")
     latent, pixel = apart(pipe, export(pipe, tmp_path / "draft.onnx", draft=True)[0], draft=True)
     assert latent <= 1e-4 and pixel <= 0.1

@@ -114,6 +114,7 @@ function ready(info) {
 
 function heard({ data }) {
     if (data.error) {
+        if (!student) worker.terminate(); // else what still loads would be told over this
         busy = false; // the next words may do
         return fail(data.error);
     }
