@@ -32,6 +32,9 @@ def register(app: typer.Typer) -> None:
         systems: Annotated[
             str, typer.Option(show_default="all", help="Names with commas, of the first column.")
         ] = "",
+        graphs: Annotated[
+            bool, typer.Option("--graphs", help="Also as one graph: onnxruntime, torch.compile.")
+        ] = False,
         batches: Annotated[
             str, typer.Option(help="Batch sizes for images per second, such as 1,4,16.")
         ] = "",
@@ -68,7 +71,7 @@ def register(app: typer.Typer) -> None:
         quiet_libraries()
         torch.set_num_threads(threads or os.cpu_count() or 1)
         place = device_of(device)
-        made = Bench(shape, size, place, dtype_of(dtype, place), layout)
+        made = Bench(shape, size, place, dtype_of(dtype, place), layout, graphs)
         unknown = set(chosen) - {system.name for system in made.systems()}
         if unknown:
             names = ", ".join(system.name for system in made.systems())

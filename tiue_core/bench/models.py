@@ -22,7 +22,8 @@ from .systems import GUIDED_STEPS, KEY_STEPS, Stages, System, authors, loop, one
 
 
 class Bench:
-    """One shape, on one device, in one dtype and layout; and the authors' own beside it."""
+    """One shape, on one device, in one dtype and layout; and the authors' own beside it. With
+    ``graphs`` also as one graph (``whole.py``)."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Bench:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         layout: str = "channels_last",
+        graphs: bool = False,
     ) -> None:
         self.shape, self.made, self.layout = shape, models(shape), layout
         self.device, self.dtype = torch.device(device), dtype
@@ -54,6 +56,12 @@ class Bench:
             self._prepare(model)
         for model in (self.unet, self.vae):
             double_cheaply(model)
+        self.whole: Any = None
+        if graphs:
+            from .whole import Whole
+
+            threads = torch.get_num_threads()
+            self.whole = Whole(shape, self.latent, self.device, dtype, threads)
 
     def _prepare(self, model: Any) -> None:
         if self.on_cpu:
@@ -83,6 +91,7 @@ class Bench:
             System("four-step", "as SD-Turbo at 4", four, loops=4),
             System("ddim-50", "Stable Diffusion, guided", guided, times=fifty, rows=2),
             System("faster-diffusion", "9 of 50 encoders", guided, times=nine, rows=2),
+            *(self.whole.systems() if self.whole else []),
         ]
 
     def inputs(self, batch: int) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,8 @@ def bench(
         "cpu_seconds": {
             key: ratios(seconds, base, used) for key, base in BASELINES.items() if base in rows
         },
+        "graph_ratios": graph_ratios(seconds, whole),
+        "graph_cpu_seconds": graph_ratios(seconds, used),
         "systems": rows,
         "images_per_second": per_second,
         "left_plain": sorted(made.thrifty.without),
@@ -133,8 +135,18 @@ def paint(made: Bench, system: System, noise: Tensor, prompts: Tensor) -> dict[s
 
 
 def summary(seconds: Seconds, system: System) -> dict[str, Any]:
-    """Medians by stage, and the spread of the UNet part."""
+    """Medians by stage, and the spread of the UNet part; of a whole, what is there of it."""
     rounds, shared = seconds[system.name], seconds["shared"]
+    if "whole" in rounds[0]:
+        wholes = sorted(one["whole"] for one in rounds)
+        stages = dict.fromkeys(("text", "encoder", "decoders", "vae", "unet", "unet_range"))
+        return {
+            "about": system.about,
+            **stages,
+            "whole_range": [wholes[0], wholes[-1]],
+            "total": _median(wholes),
+            "extrapolated": False,
+        }
     parts = {
         "text": _median([one["text"] for one in shared]) * system.rows,
         "encoder": _median([one["encoder"] for one in rounds]),
@@ -157,20 +169,36 @@ def elapsed(one: dict[str, float]) -> float:
     return one["encoder"] + one["decoders"]
 
 
+def whole(one: dict[str, float]) -> float:
+    """Seconds from token ids to the picture."""
+    return one["whole"]
+
+
 def used(one: dict[str, float]) -> float:
-    """CPU seconds of the UNet part, which other work on the machine lengthens less."""
+    """CPU seconds of the UNet part or the whole, which other work lengthens less."""
     return one["cpu"]
 
 
 def ratios(
-    seconds: Seconds, base: str, of: Callable[[dict[str, float]], float] = elapsed
+    seconds: Seconds,
+    base: str,
+    of: Callable[[dict[str, float]], float] = elapsed,
+    names: Sequence[str] = OURS,
 ) -> dict[str, float]:
     """Ours over a baseline, for the UNet part: medians of the ratios within each round."""
     return {
         name: _median([of(a) / of(b) for a, b in zip(seconds[name], seconds[base], strict=True)])
-        for name in OURS
+        for name in names
         if seconds.get(name)
     }
+
+
+def graph_ratios(seconds: Seconds, of: Callable[[dict[str, float]], float]) -> dict[str, float]:
+    """The graph in onnxruntime over the other wholes, by their names."""
+    if not seconds.get("graph"):
+        return {}
+    others = [name for name in seconds if name != "graph" and "whole" in seconds[name][0]]
+    return {name: ratios(seconds, name, of, ["graph"])["graph"] for name in others}
 
 
 def processor() -> str:

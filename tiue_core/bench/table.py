@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 _STAGES = ("text", "encoder", "decoders", "vae")
-_COLOURS = ("#b9b9b9", "#4878a8", "#e49444", "#85b6b2")
+_COLOURS = ("#b9b9b9", "#4878a8", "#e49444", "#85b6b2", "#9a7fb5")
 
 
 def table(result: dict[str, Any]) -> str:
     """Milliseconds by stage, peak memory, share of the roofline, then the ratios."""
     sizes = sorted({n for row in result["images_per_second"].values() for n in row})
-    head = ["system", *(f"{stage} ms" for stage in _STAGES), "total ms", "UNet range", "memory GB"]
+    head = ["system", *(f"{stage} ms" for stage in _STAGES), "total ms", "range", "memory GB"]
     head += ["roofline", *(f"images/s at {n}" for n in sizes)]
     lines = [
         "{shape}, {size} px, batch {batch}, {device}, {dtype}, {layout}, {threads} threads, "
@@ -23,7 +23,7 @@ def table(result: dict[str, Any]) -> str:
         "| --- " * len(head) + "|",
     ]
     for name, row in result["systems"].items():
-        low, high = (1e3 * s for s in row["unet_range"])
+        low, high = (1e3 * s for s in row["unet_range"] or row["whole_range"])
         cells = [f"{name} ({row['about']})", *(_ms(row[stage]) for stage in _STAGES)]
         cells += [_ms(row["total"]) + (" *" if row["extrapolated"] else "")]
         cells += [f"{low:.0f} to {high:.0f}", f"{row['memory'] / 1e9:.2f}" if row["memory"] else ""]
@@ -44,6 +44,11 @@ def table(result: dict[str, Any]) -> str:
             used = result["cpu_seconds"][key]
             each = ", ".join(f"{n} {r:.3f} ({used[n]:.3f})" for n, r in result[key].items())
             lines.append(f"{title}: {each}")
+    if result["graph_ratios"]:
+        used = result["graph_cpu_seconds"]
+        each = ", ".join(f"{n} {r:.3f} ({used[n]:.3f})" for n, r in result["graph_ratios"].items())
+        lines.append(f"the graph in onnxruntime, whole, over: {each}")
+    lines.append("The range is of the UNet part, or of a whole.")
     lines.append("In brackets the same of the process's CPU seconds.")
     return "\n".join(lines)
 
@@ -63,8 +68,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     names = list(rows)[::-1]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(names) + 1.6))
     left = [0.0] * len(names)
-    for stage, colour in zip(_STAGES, _COLOURS, strict=True):
-        widths = [rows[name][stage] for name in names]
+    whole = {name: row["total"] for name, row in rows.items() if row["text"] is None}
+    rows = {name: {"whole": whole.get(name), **row} for name, row in rows.items()}
+    stages = (*_STAGES, "whole") if whole else _STAGES
+    for stage, colour in zip(stages, _COLOURS, strict=False):
+        widths = [rows[name].get(stage) or 0 for name in names]
         axes.barh(names, widths, left=left, color=colour, label=stage)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for y, total in enumerate(left):
@@ -74,7 +82,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_title(
         "{shape}, {size} px, {device}, {dtype}, {threads} threads".format(**result), fontsize=10
     )
-    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.08))
+    axes.legend(frameon=False, ncols=len(stages), loc="lower center", bbox_to_anchor=(0.5, 1.08))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,5 +90,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _ms(seconds: float) -> str:
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     return f"{1e3 * seconds:.1f}" if seconds < 1 else f"{1e3 * seconds:.0f}"

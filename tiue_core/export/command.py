@@ -45,6 +45,7 @@ def export(
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="Fused in; may be given many times."),
     ] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Coarser and sooner: TAESD.")] = False,
     parts: Annotated[
         bool, typer.Option("--parts", help="Text encoder, encoder, decoder, VAE: a graph each.")
     ] = False,
@@ -86,6 +87,7 @@ def export(
         height=height,
         dynamic_size=dynamic_size,
         parts=parts,
+        draft=draft,
     )
     if json:
         emit(
@@ -121,6 +123,8 @@ def make(
     quiet_libraries()
     with progress("exporting", 8 if options.get("parts") else 2) as advance:
         pipe = _load(source, dtype, base, loras)
+        if options.get("draft"):
+            pipe.load_draft(accept_license=accept_license)
         record = {
             "student": source.name,
             "student_revision": source.revision,
@@ -188,6 +192,7 @@ def paint(
     if made_with not in (None, painter.about.get("student_hash")):
         warnings.warn("that picture was made with other weights, so it may differ", stacklevel=2)
     record = {name: painter.about.get(name) for name in RECORD}
+    record |= {"draft": True} if painter.about.get("draft") else {}
     record |= {"dtype": painter.about["dtype"], "device": painter.device, "version": version}
     record |= {"graph": graph.name, "onnxruntime": painter.version}
 

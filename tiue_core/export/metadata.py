@@ -17,6 +17,13 @@ from ..errors import TiueError
 FORMAT = 1  # raised when an older reader could misunderstand a newer graph
 ABOUT, TOKENIZER = "tiue", "tokenizer.json"
 
+_NEEDED: dict[str, type] = {  # of a whole student, to paint with it
+    **dict.fromkeys(("channels", "factor", "height", "width"), int),
+    **dict.fromkeys(("smallest", "largest", "multiple"), int),
+    "dynamic_size": bool,
+    "dtype": str,
+}
+
 RECORD = ("student", "student_revision", "student_hash", "steps", "decoders", "timesteps", "loras")
 """What a picture's metadata takes over from its graph."""
 
@@ -41,6 +48,12 @@ def read(path: Path, stored: Mapping[str, str]) -> dict[str, Any]:
         )
     if not about.get("whole", False):
         raise TiueError(f"{path} is a part of a student: give the graph of the whole")
+    wrong = [name for name, kind in _NEEDED.items() if not isinstance(about.get(name), kind)]
+    if wrong or TOKENIZER not in stored:
+        raise TiueError(
+            f"{path} has a damaged description ({', '.join(wrong) or TOKENIZER}): export the "
+            "student again"
+        )
     return about
 
 

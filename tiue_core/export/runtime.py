@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,22 +36,12 @@ class Graph:
     """
 
     def __init__(self, path: Path, device: str | None = None) -> None:
-        ort, Tokenizer = _libraries()
         path = Path(path).expanduser()
-        if not path.is_file():
-            raise TiueError(f"{path} does not exist: make it with `tiue export`")
-        self.device = _device(device, ort.get_available_providers())
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # its errors are raised as well, and told below
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as torch does
-        providers = list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise TiueError(_why_not(path, str(error))) from error
-        self.version = ort.__version__
+        self.session, self.device = open_session(path, device)
         stored = self.session.get_modelmeta().custom_metadata_map
         self.about = metadata.read(path, stored)
+        ort, Tokenizer = _libraries()
+        self.version = ort.__version__
         self.tokenizer = Tokenizer.from_str(stored[metadata.TOKENIZER])
 
     def __call__(
@@ -105,6 +96,32 @@ class Graph:
         return np.array(ids, np.int64)
 
 
+def open_session(
+    path: Path, device: str | None = None, threads: int | None = None
+) -> tuple[Any, str]:
+    """onnxruntime's session for a graph, and the device that it runs on.
+
+    Args:
+        threads: of a CPU; by default as many as ``OMP_NUM_THREADS`` says, as in PyTorch.
+
+    Raises:
+        TiueError: see ``Graph``.
+    """
+    ort, _ = _libraries()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise TiueError(f"{path} {what}: give a graph made by `tiue export`")
+    device = _device(device, ort.get_available_providers())
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its errors are raised as well, and told below
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers), device
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise TiueError(_why_not(path, str(error))) from error
+
+
 def _libraries() -> tuple[Any, Any]:
     try:
         import onnxruntime
@@ -127,7 +144,8 @@ def _device(name: str | None, available: Sequence[str]) -> str:
 
 def _why_not(path: Path, reason: str) -> str:
     """onnxruntime's error as one line of ours."""
-    data = path.with_name(path.name + ".data")
+    named = re.search(r"[^\s\"'\[/\\]+\.onnx\.data", reason)  # whoever renamed the graph
+    data = path.with_name(named[0] if named else path.name + ".data")
     if "xternal" in reason and not data.exists():
         return f"{path} keeps its weights in {data.name}, which is not beside it: copy it there"
     if "xternal" in reason or "out of bounds" in reason:

@@ -86,10 +86,10 @@ class Decoder(nn.Module):
 class Vae(nn.Module):
     """Latents to a picture in [0, 1]."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.vae = pipe.vae
-        config = pipe.vae.config
+        self.vae = vae
+        config = vae.config
         self.scale = float(config.scaling_factor)
         self.shift = float(getattr(config, "shift_factor", None) or 0)
 
@@ -102,12 +102,12 @@ class Vae(nn.Module):
 class Student(nn.Module):
     """The whole student: token ids and noise to a picture, and its latents beside it."""
 
-    def __init__(self, pipe: Any, schedule: OneWaySchedule) -> None:
+    def __init__(self, pipe: Any, schedule: OneWaySchedule, vae: Any) -> None:
         super().__init__()
         self.text_encoder = TextEncoder(pipe)
         self.encoder = Encoder(pipe, schedule)
         self.decoder = Decoder(pipe, schedule)
-        self.vae = Vae(pipe)
+        self.vae = Vae(vae)
 
     def forward(self, input_ids: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         prompt_embeds = self.text_encoder(input_ids)

@@ -17,14 +17,13 @@ let worker, student, shown;
 let busy = false; // one picture at a time; what comes meanwhile waits, and only the last of it
 const queue = { main: null, others: [] };
 
-function wanted() {
-    const typed = seed.value.trim();
-    return { prompt: prompt.value, seed: /^\d{1,15}$/.test(typed) ? Number(typed) : 0 };
-}
-
 function ask() {
-    queue.main = wanted();
+    const typed = seed.value.trim();
+    const wrong = !/^\d{1,15}$/.test(typed);
+    seed.setAttribute("aria-invalid", wrong);
+    queue.main = wrong ? null : { prompt: prompt.value, seed: Number(typed) };
     queue.others = [];
+    if (wrong) return fail("The seed is a whole number of up to 15 digits.");
     next();
 }
 
@@ -46,13 +45,18 @@ function painted({ id, pixels, width, height, dropped, ms }) {
         Object.assign(canvas.dataset, { prompt: job.prompt, seed: job.seed, ms: ms.toFixed(0) });
         canvas.setAttribute("aria-label", job.prompt || "a picture without words");
         save.disabled = false;
-        const speed = `${ms.toFixed(0)} ms`;
-        status.textContent = dropped ? `${speed}; the last words did not fit and were dropped` : speed;
+        if (seed.getAttribute("aria-invalid") !== "true") tell(ms, dropped);
         if (!queue.main) queue.others = neighbours(job);
     } else if (!queue.main) {
         draw(variations.children[id - 1].firstElementChild, { ...job, pixels, width, height });
     }
     next();
+}
+
+function tell(ms, dropped) {
+    const speed = `${ms.toFixed(0)} ms`;
+    status.classList.remove("error");
+    status.textContent = dropped ? `${speed}; the last words did not fit and were dropped` : speed;
 }
 
 function neighbours({ prompt, seed }) {
@@ -78,6 +82,7 @@ async function saved() {
             .map((name) => [name, student.about[name]]),
     );
     const words = prompt.split(/\s+/).filter(Boolean).join(" ");
+    if (student.about.draft) record.draft = true;
     const more = { dtype: student.about.dtype, device: student.device, version: student.tiue };
     const made = { ...record, ...more, prompt: words, seed, width, height };
     const bytes = await encodePng(pixels, width, height, made);
@@ -108,7 +113,11 @@ function ready(info) {
 }
 
 function heard({ data }) {
-    if (data.error) return fail(data.error);
+    if (data.error) {
+        if (!student) worker.terminate(); // else what still loads would be told over this
+        busy = false; // the next words may do
+        return fail(data.error);
+    }
     if (data.ready) return ready(data.ready);
     if (data.total) {
         bar.max = data.total;

@@ -6,6 +6,7 @@
 import { normal } from "./noise.mjs";
 import { Tokenizer } from "./tokenizer.mjs";
 
+const FORMAT = 1; // of the student's description, as in tiue_core/export/metadata.py
 let painter;
 const say = (message, transfer) => self.postMessage(message, transfer);
 
@@ -56,6 +57,12 @@ function rgba(planes) {
 
 async function start() {
     const site = await (await fetched("student.json")).json();
+    if (site.about.format !== FORMAT) {
+        throw new Error(
+            `The student has format ${site.about.format} and this page reads ${FORMAT}: `
+            + "write the page again with tiue app --static.",
+        );
+    }
     const device = site.webgpu && (await hasWebGpu()) ? "webgpu" : "wasm";
     const runtime = site.runtimes[device];
     const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;

@@ -1,0 +1,112 @@
+"""The student as one graph: onnxruntime beside PyTorch, from token ids to the picture.
+
+Rows of a whole, as a graph has no stages to time:
+
+    graph            what `tiue export` writes, in onnxruntime
+    graph-eager      the module that it was traced from, run by PyTorch
+    graph-compiled   the same through torch.compile
+    pipeline         the models as TiuePipeline runs them when nothing is optimized
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..export.runtime import open_session
+from ..export.store import need_onnx, save_onnx
+from ..export.trace import program, traced
+from ..export.write import describe, quietly
+from ..unet import SplitUNet
+from .shapes import models
+from .systems import Stages, System
+
+Picture = Callable[[Tensor, Tensor], Any]  # token ids (B, N), noise (B, C, h, w)
+
+
+class Whole:
+    """A student of a shape, exported and compiled. Its weights are its own: others are packed.
+
+    Raises:
+        TiueError: onnx or onnxruntime is missing, or it has no such device.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, shape: str, latent: int, device: torch.device, dtype: torch.dtype, threads: int
+    ) -> None:
+        need_onnx()
+        made = models(shape)
+        self.tokens, schedule = made.tokens, made.schedule("exact")
+        parts = {name: getattr(made, name).to(device, dtype) for name in ("unet", "vae")}
+        pipe = SimpleNamespace(
+            **parts,
+            text_encoder=made.text_encoder.to(device, dtype),
+            vae_scale_factor=made.factor,
+            draft_vae=None,
+        )
+        about = describe(pipe, schedule, (made.unet.config.in_channels, latent, latent), False)
+        about |= {"draft": False, "whole": True}
+        with quietly():
+            graph = next(traced(pipe, schedule, about, made.tokens.shape[1]))
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "student.onnx"
+                save_onnx(graph, program(graph), path, {})
+                session, _ = open_session(path, device.type, threads)
+        module = graph.module
+        self.pictures: dict[str, Picture] = {
+            "graph": lambda ids, noise: session.run(
+                ["image"], {"input_ids": ids.cpu().numpy(), "noise": noise.cpu().numpy()}
+            )[0],
+            "graph-eager": lambda ids, noise: module(ids, noise)[0],
+            "pipeline": _pipeline(pipe, schedule, module.vae),
+        }
+        compiled = torch.compile(module)
+        try:  # which wants a C++ compiler, or Triton
+            compiled(self.tokens.to(device), torch.randn(1, 4, latent, latent, device=device))
+            self.pictures["graph-compiled"] = lambda ids, noise: compiled(ids, noise)[0]
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            warnings.warn(f"torch.compile failed, its row is left out: {first}", stacklevel=2)
+        self.decoders = len(schedule)
+
+    def systems(self) -> list[System]:
+        """Rows of the table."""
+        about = {
+            "graph": "onnxruntime",
+            "graph-eager": "the same module, PyTorch",
+            "graph-compiled": "the same module, torch.compile",
+            "pipeline": "PyTorch, nothing optimized",
+        }
+        return [
+            System(name, about[name], self._paint(self.pictures[name]), decoders=self.decoders)
+            for name in about
+            if name in self.pictures
+        ]
+
+    def _paint(self, picture: Picture) -> Callable[[Tensor, Tensor, Stages], Tensor]:
+        def paint(noise: Tensor, prompts: Tensor, stage: Stages) -> Tensor:
+            ids = self.tokens.to(noise.device).expand(len(noise), -1).contiguous()
+            with stage("whole"):
+                return torch.as_tensor(picture(ids, noise.float()))
+
+        return paint
+
+
+def _pipeline(pipe: Any, schedule: Any, vae: Any) -> Picture:
+    unet = SplitUNet(pipe.unet)
+
+    def picture(ids: Tensor, noise: Tensor) -> Tensor:
+        prompts = pipe.text_encoder(ids)[0]
+        features = unet.encode(noise, schedule.timesteps[0], prompts)
+        predictions = unet.decode(features, schedule.timesteps, prompts, weights=schedule.weights)
+        return vae(schedule.combine(noise, predictions))
+
+    return picture
