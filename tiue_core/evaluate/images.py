@@ -74,7 +74,10 @@ def own_side(pipe: Any) -> int:
 def studio_of(found: Found, pipe: Any, side: int) -> Studio:
     """A studio that paints with this system."""
     revision = ", ".join(found.revisions) or (found.source.revision if found.source else None)
-    settings = settings_of(pipe, found.label, found.digest(), None, revision)
+    name = found.label
+    if found.system.sampler == "one-way" and found.source is not None:
+        name = found.source.name  # what `tiue generate --like` looks for
+    settings = settings_of(pipe, name, found.digest(), None, revision)
     settings = dataclasses.replace(settings, width=side, height=side)
     return Studio(Painter(pipe, settings), settings)
 
