@@ -408,3 +408,22 @@ def test_a_download_asks_for_the_licence_first(
 
     pins = json.loads((tmp_path / "hf" / "tiue-students.json").read_text())
     assert pins["ByteDance/Hyper-SD"]["revision"] == "c" * 40
+
+
+def test_the_docs_list_every_row() -> None:
+    """Name, licence, files and timesteps, in docs/harness.md."""
+    text = (Path(__file__).parent.parent / "docs" / "harness.md").read_text(encoding="utf-8")
+    lines: dict[str, str] = {}
+    for line in text[text.index("## Systems") :].splitlines():
+        if line.startswith("| `"):
+            lines.setdefault(line.split("`")[1], line)
+    for name, system in REGISTRY.items():
+        for licence in system.licence.split("; "):
+            assert licence.split(",")[0] in lines[name], name
+        for part in system.parts:
+            assert part.hub_id in lines[name] and part.file in lines[name]
+        if system.timesteps:
+            assert f"{system.timesteps[0]:g}" in lines[name]
+            assert f"{system.timesteps[-1]:g} |" in lines[name]
+        if system.guidance != 1:
+            assert f"| {system.guidance:g}" in lines[name]

@@ -151,7 +151,8 @@ def _notes(result: dict[str, Any], beside: bool) -> list[str]:
         one = times[0]
         lines.append(
             f"Time and memory: one picture, warm, text encoder and image decoder included, "
-            f"{one['device']}, {one['dtype']}, {one['threads']} threads; measured once and kept. "
+            f"{one['device']}, {one['dtype']}, {one['threads']} threads (parts: table.csv); "
+            "measured once and kept. "
             "All other columns are the same again, also after a run that was killed."
         )
     if beside:
