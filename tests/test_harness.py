@@ -337,6 +337,41 @@ def test_the_page_holds_its_data_safely() -> None:
     assert len(json.loads(found[1])["systems"]) == 5
 
 
+@pytest.mark.slow
+def test_the_page_in_a_browser(whole: tuple[Path, dict[str, Any]]) -> None:
+    import os
+    import shutil
+
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = os.environ.get("TIUE_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip("no Chromium: apt-get install chromium, or $TIUE_CHROMIUM")
+    out, result = whole
+    report.write_report(result, out)
+    prompts, wrong = result["data"]["prompts"], []
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 390, "height": 800})
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("requestfailed", lambda request: wrong.append(request.url))
+        page.goto((out / "index.html").as_uri())
+        page.keyboard.press("ArrowRight")
+        assert page.inner_text("#prompt") == prompts[1]
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        assert page.inner_text("#prompt") == prompts[-1]
+        word = prompts[3].split()[-2]
+        page.fill("#search", word)
+        assert page.inner_text("#total") == f"of {sum(word in one for one in prompts)}"
+        page.uncheck("#which input >> nth=0")
+        assert page.locator("figure").count() == len(SYSTEMS) - 1
+        page.wait_for_function("[...document.images].every((image) => image.naturalWidth)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        chromium.close()
+    assert not wrong
+
+
 # --- data sets -----------------------------------------------------------------------------
 
 

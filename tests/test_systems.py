@@ -286,10 +286,61 @@ def test_tiue_is_four_predictions_of_one_encoding(name: str, files: dict[str, st
     assert (found - z).abs().max() < 2e-5 * z.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"), [("stickers-teacher-4", 4), ("stickers-teacher-15", 15)]
+)
+def test_the_miniatures_teacher_is_the_trainers_sampler(name: str, steps: int) -> None:
+    from tiue_core.pipeline import TiuePipeline, draw_noise
+    from tiue_core.train.diffusion import guided_ddim
+
+    system = load(find(f"stickers-teacher-{steps}"), device="cpu")
+    found = system(PROMPTS, seed=SEEDS, output_type="latent").images
+    teacher = TiuePipeline.from_pretrained("stickers-teacher")
+    context = teacher.encode_prompt(["", "", *PROMPTS])
+    noise = draw_noise(SEEDS, (4, 16, 16))
+    expected = guided_ddim(
+        teacher.unet, teacher.scheduler, noise, context, steps=steps, guidance=2.0
+    )
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_the_miniatures_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helpers_students import make_student
+
+    from tiue_core.pipeline import TiuePipeline
+    from tiue_core.students import load as load_student
+    from tiue_core.systems.registry import MINIATURE
+
+    grids = {
+        "stickers-teacher": LEADING,
+        "stickers-teacher-15": list(range(925, 0, -66)),
+        "stickers-teacher-4": [751, 501, 251, 1],
+        "stickers-faster": LEADING,
+        "stickers-swiftbrush": [999],
+        "stickers": [751, 501, 251, 1],
+        "stickers-fast": [751, 501, 251],
+    }
+    four = make_student(tmp_path / "four", pipeline="TiuePipeline")
+    student = load_student(four, device="cpu")
+    parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    one = TiuePipeline(**{name: getattr(student, name) for name in parts}, timesteps=[999])
+    one.save_pretrained(tmp_path / "one")
+    assert set(grids) == set(MINIATURE)
+    for name, grid in grids.items():
+        assert list(REGISTRY[name].timesteps) == grid
+        given = f"{name}:{tmp_path / 'one'}" if name == "stickers-swiftbrush" else name
+        pipe = load(find(given), device="cpu")  # which holds its timesteps against the row's
+        decoders = REGISTRY[name].decoders
+        assert pipe.schedule(decoders=decoders).timesteps.tolist() == grid
+    assert "[999]" in refused(f"stickers-swiftbrush:{four}")
+    monkeypatch.chdir(tmp_path)
+    assert "6-one-step.yaml" in refused("stickers-swiftbrush")
+
+
 def test_every_row_has_its_test() -> None:
     tested = {*ROWS, "swiftbrush", "swiftbrush-v2", "instaflow", "tiue-sd1.5", "tiue-sd2.1"}
     tested |= {f"faster-sd{base}{scale}" for base in ("1.5", "2.1") for scale in ("", "-cfg4.5")}
-    # gigagan and images are folders; the miniature's own rows are in test_harness
+    # gigagan and images are folders; the miniature's own rows are above
     assert {name for name in REGISTRY if not name.startswith("stickers")} == tested | {
         "gigagan",
         "images",
