@@ -43,7 +43,7 @@ class System:
             input, w = guidance - 1, and runs once a step.
         eta: noise put back at every step, where the sampler has such a number.
         prediction: what the UNet's output means.
-        paper: the row of Tables S1 and S2, by the name it has in `evaluate/paper.csv`.
+        paper: the row of Tables S1 and S2, by the name it has in `evaluate/paper/`.
         student: of `students`, or a folder; the row's files where it has no parts on the hub.
         xl: SDXL's layout, two text encoders.
     """
