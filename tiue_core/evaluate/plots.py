@@ -30,13 +30,13 @@ def quality_against_time(result: dict[str, Any], path: Path) -> bool:
         spread = (
             [[fid["value"] - fid["low"]], [fid["high"] - fid["value"]]] if "low" in fid else None
         )
-        axes.errorbar([ms], [fid["value"]], yerr=spread, fmt="o", capsize=3)
-        axes.annotate(label, (ms, fid["value"]), xytext=(6, 5), textcoords="offset points")
+        axes.errorbar([ms], [fid["value"]], yerr=spread, fmt="o", capsize=3, label=label)
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds for one picture (left is better)")
     axes.set_ylabel("FID (lower is better)")
     axes.set_title(result["data"]["about"], fontsize=9)
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.1, y=0.1)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     buffer = io.BytesIO()
