@@ -104,6 +104,10 @@ def generate(
         str | None,
         typer.Option(show_default="stickers", help="Name, folder, .safetensors file or hub id."),
     ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="Another system instead: see `tiue evaluate --list-systems`."),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(show_default="0", help="Of the first picture; the next ones count on."),
@@ -186,6 +190,23 @@ def generate(
             json=json,
             version=__version__,
         )
+    if origin is not None and system is None and student is None:
+        system = _system_of(origin)
+    if system is not None:
+        given = {"student": student, "steps": steps, "decoders": decoders, "lora": lora or None}
+        given |= {"base": base, "draft": draft or None, "optimize": optimize or None}
+        return _with_system(
+            system,
+            given,
+            origin,
+            [_clean(prompt) for prompt in prompts or []],
+            {"seed": seed, "width": width, "height": height, "dtype": dtype},
+            count=count,
+            out=out,
+            device=device,
+            accept_license=accept_license,
+            as_json=json,
+        )
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
     from .adapters import Lora
     from .arguments import DECODERS
@@ -222,6 +243,38 @@ def generate(
     else:
         for image in images:
             print(image["path"])
+
+
+def _system_of(origin: Path) -> str | None:
+    """The system that a picture was made with, if it was none of ours."""
+    from .images import read_metadata
+
+    return read_metadata(origin).get("system")
+
+
+def _with_system(
+    system: str,
+    fixed: dict[str, Any],
+    origin: Path | None,
+    prompts: list[str],
+    settings: dict[str, Any],
+    **options: Any,
+) -> None:
+    """`--system`, with what the picture of `--from` says where nothing else is said."""
+    for name, value in fixed.items():
+        if value is not None:
+            raise TiueError(f"--{name} is for students: leave it out, or leave --system out")
+    if origin is not None:
+        from .images import read_metadata
+
+        metadata = read_metadata(origin)
+        prompts = prompts or [metadata["prompt"]]
+        for name, value in settings.items():
+            settings[name] = metadata.get(name) if value is None else value
+    from .systems.command import generate as paint_with
+
+    settings["seed"] = settings["seed"] or 0
+    paint_with(system, prompts, **settings, **options)
 
 
 def _paint(
@@ -350,18 +403,29 @@ def _clean(prompt: str) -> str:
 
 
 def students(json: Json = False, debug: Debug = False) -> None:
-    """List the students that are here or can be had, and under which licence.
+    """List the students that are here or can be had, and the systems to compare them with.
 
     Example: tiue students --json
     """
     from . import students as library
 
     rows = library.overview()
+    others = _systems()
     if json:
-        return emit(rows)
+        return emit([*rows, *others])
     for row in rows:
         state = "here" if row["here"] else "can be downloaded" if row["hub_id"] else "missing"
         print(f"{row['name']}  [{state}]\n  {row['about']}\n  {row['licence']}")
         if row["revision"]:
             print(f"  revision {row['revision']}")
+    print("\nto compare with (tiue generate --system NAME, tiue evaluate):")
+    for row in others:
+        print(f"{row['name']}  [{'here' if row['here'] else 'not here'}]  {row['licence']}")
     say("a diffusers folder, a .safetensors file or any hub id also serves as --student")
+
+
+def _systems() -> list[dict[str, Any]]:
+    """Systems that are no students."""
+    from .systems.find import overview
+
+    return [row for row in overview() if row["sampler"] != "one-way" and row["name"] != "images"]

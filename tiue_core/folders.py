@@ -1,6 +1,7 @@
 """Diffusers folders in Stable Diffusion's layout: is this one, and which of its files are read."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ MODELS = ("unet", "vae", "text_encoder")
 _LIBRARIES = ("diffusers", "transformers")  # no code from anywhere else
 
 
-def check_folder(folder: Path) -> Path:
+def check_folder(folder: Path, models: Sequence[str] = MODELS) -> Path:
     """Return `folder` if a Stable Diffusion-like student can be read from it.
+
+    Args:
+        models: those whose weights must be there.
 
     Raises:
         TiueError: no UNet, a missing file, only pickles, a broken header, or code of its own.
@@ -24,11 +28,11 @@ def check_folder(folder: Path) -> Path:
         raise TiueError(f"{folder} has no UNet: point at a Stable Diffusion-like diffusers folder")
     if not isinstance(index.get("_class_name"), str):
         raise TiueError(f"{folder} brings code of its own: use a plain Stable Diffusion folder")
-    for name in (*MODELS, "tokenizer", "scheduler"):
+    for name in (*models, "tokenizer", "scheduler"):
         entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in _LIBRARIES:
             raise TiueError(f"{folder} has no {name} of diffusers or transformers: use another")
-    for name in MODELS:
+    for name in models:
         _json(folder / name / "config.json", "copy the folder again")
         for path in weights(folder, name):
             read_header(path)

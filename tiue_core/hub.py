@@ -8,6 +8,7 @@ one, name it (`owner/name@main`) or delete the entry.
 
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,16 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from .students import AcceptLicense
 
-_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-def cached(hub_id: str, revision: str | None) -> Path | None:
-    """The snapshot of a student in the hub's cache, without asking the network."""
+def cached(hub_id: str, revision: str | None, file: str = "model_index.json") -> Path | None:
+    """The snapshot that has `file`, in the hub's cache, without asking the network."""
     from huggingface_hub import try_to_load_from_cache
 
     revision = revision or pins().get(hub_id, {}).get("revision") or "main"
-    index = try_to_load_from_cache(hub_id, "model_index.json", revision=revision)
-    return Path(index).parent if isinstance(index, str) else None
+    found = try_to_load_from_cache(hub_id, file, revision=revision)
+    return Path(found).parents[file.count("/")] if isinstance(found, str) else None
 
 
 def download(
@@ -35,11 +36,13 @@ def download(
     accept: "AcceptLicense",
     terms: str | None,
     bar: type | None = None,
+    needed: Callable[[str, list[str]], list[str]] | None = None,
 ) -> Path:
     """Download what a student needs, and nothing else, after its licence was accepted.
 
     Args:
         bar: a tqdm class to show progress with; by default the hub's own.
+        needed: picks the files, of a repository's name and files; by default a student's.
 
     Returns:
         The snapshot's folder, named by the commit.
@@ -66,7 +69,7 @@ def download(
             f"the licence is not accepted ({terms}): "
             "pass --accept-license, or accept_license=True in Python"
         )
-    files = _needed(hub_id, [sibling.rfilename for sibling in info.siblings or []])
+    files = (needed or needed_of_student)(hub_id, [one.rfilename for one in info.siblings or []])
     try:
         folder = snapshot_download(hub_id, revision=info.sha, allow_patterns=files, tqdm_class=bar)
     except Exception as error:
@@ -76,10 +79,10 @@ def download(
     return Path(folder)
 
 
-def _needed(hub_id: str, files: list[str]) -> list[str]:
+def needed_of_student(hub_id: str, files: list[str], folders: Sequence[str] = FOLDERS) -> list[str]:
     """The files a student is read from; the fp16 variant only where it is all there is."""
     wanted = ["model_index.json"]
-    for name in _FOLDERS:
+    for name in folders:
         inside = [file for file in files if file.startswith(name + "/") and file.count("/") == 1]
         weights = [file for file in inside if file.endswith(".safetensors")]
         plain = [file for file in weights if ".fp16" not in file]

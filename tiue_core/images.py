@@ -86,7 +86,8 @@ def a1111_parameters(metadata: dict[str, Any]) -> str:
     """The line-and-pairs format of A1111's `parameters` chunk.
 
     Reads `prompt`, `negative`, `seed`, `width`, `height`, `timesteps`, `student`, `student_hash`,
-    `loras` and `version`. No guidance is applied, which that format writes as a CFG scale of 1.
+    `loras` and `version`. A student has no guidance, which that format writes as a CFG scale of 1;
+    other systems say theirs in `sampler` and `guidance`.
     """
     loras = metadata.get("loras") or []
     prompt = " ".join(
@@ -94,8 +95,8 @@ def a1111_parameters(metadata: dict[str, Any]) -> str:
     ).strip()
     pairs = {
         "Steps": len(metadata.get("timesteps") or []) or None,
-        "Sampler": "TiUE",
-        "CFG scale": 1,
+        "Sampler": metadata.get("sampler", "TiUE"),
+        "CFG scale": metadata.get("guidance", 1),
         "Seed": metadata["seed"],
         "Size": f"{metadata['width']}x{metadata['height']}",
         "Model hash": (metadata.get("student_hash") or "")[:10],

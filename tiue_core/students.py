@@ -40,7 +40,7 @@ class Student:
         return f"{self.name} ({self.hub_id or 'built in'}): {self.licence}{self.base}"
 
 
-_NON_COMMERCIAL = (
+NON_COMMERCIAL = (
     "CC BY-NC 4.0, non-commercial use only, https://creativecommons.org/licenses/by-nc/4.0/"
 )
 REGISTRY = {
@@ -55,14 +55,14 @@ REGISTRY = {
         Student(
             "loopfree-sd2.1-base",
             "the paper authors' student of Stable Diffusion 2.1 base, 512 px",
-            _NON_COMMERCIAL,
+            NON_COMMERCIAL,
             base="; base model Stable Diffusion 2.1: CreativeML Open RAIL++-M",
             hub_id="senmaonk/loopfree-sd2.1-base",
         ),
         Student(
             "loopfree-sd1.5",
             "the paper authors' student of Stable Diffusion 1.5, 512 px",
-            _NON_COMMERCIAL,
+            NON_COMMERCIAL,
             base="; base model Stable Diffusion 1.5: CreativeML Open RAIL-M",
             hub_id="senmaonk/loopfree-sd1.5",
         ),

@@ -58,7 +58,9 @@ class Painter:
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
             }
-        return {**self._record, "timesteps": self._timesteps(job), **record_of(job)}
+        own = {"timesteps": self._timesteps(job), **record_of(job)}
+        # what a system that is no student says of itself: its sampler, its guidance
+        return {**self._record, **own, **getattr(self.pipe, "facts", {})}
 
     def _timesteps(self, job: Job) -> list[int]:
         """Those that were decoded."""

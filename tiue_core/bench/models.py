@@ -16,9 +16,10 @@ from ..savings.layers import as_written
 from ..speed import cpu
 from ..speed.graphs import Graphs
 from ..speed.optimize import LAYOUTS
+from ..systems.recipes import KEY_STEPS
 from ..unet import SplitUNet
 from .shapes import flops, models
-from .systems import GUIDED_STEPS, KEY_STEPS, Stages, System, authors, loop, one_way
+from .systems import GUIDED_STEPS, Stages, System, authors, loop, one_way
 
 
 class Bench:
@@ -76,7 +77,7 @@ class Bench:
         ours = [one_way(self.thrifty, schedule) for schedule in (exact, fast, fast)]
         guided = loop(split, scheduler, all_steps[:1], guidance=7.5)
         fifty = {"encoder": GUIDED_STEPS, "decoders": GUIDED_STEPS}
-        nine = {"encoder": KEY_STEPS, "decoders": GUIDED_STEPS}
+        nine = {"encoder": len(KEY_STEPS), "decoders": GUIDED_STEPS}
         n, m = len(exact), len(fast)
         theirs = [authors(unet, scheduler) for unet in (plain, split, as_run)]
         one, four = (loop(split, scheduler, steps) for steps in ([999], all_steps))

@@ -21,7 +21,6 @@ from ..schedule import OneWaySchedule
 from ..unet import SplitUNet
 
 GUIDED_STEPS = 50
-KEY_STEPS = 9  # of FasterDiffusion's 50, those that run the encoder: 0 1 2 3 5 10 15 25 35
 
 
 class Stages:
