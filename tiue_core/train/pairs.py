@@ -8,6 +8,7 @@ DDIM wants fifty.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,19 @@ def teacher_pairs(
     steps: int,
     seed: int,
     chunk: int = CHUNK,
+    each: Callable[[], None] = lambda: None,
 ) -> Pairs:
     """Make what ``folder`` lacks of ``count`` samples, a file a chunk, and read them all.
 
     ``tokens`` (N, L) are the prompts, ``empty`` (1, L) the empty one. A chunk of ``chunk``
-    samples depends on its number and ``seed`` alone; processes share the work.
+    samples depends on its number and ``seed`` alone; processes share the work. ``each`` is
+    called before one is made, and may raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-count // chunk))
     for number in chunks[accelerator.process_index :: accelerator.num_processes]:
         if not _file(folder, number).is_file():
+            each()
             rows, noise = _start(number, chunk, seed, len(tokens), shape)
             latents = _solve(pipeline, accelerator, tokens[rows], empty, noise, guidance, steps)
             partial = folder / f".{number}.{accelerator.process_index}.partial"

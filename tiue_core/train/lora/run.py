@@ -154,6 +154,18 @@ def updates(recipe: LoraRecipe) -> int:
     return recipe.steps + (recipe.student_steps if recipe.method != "transfer" else 0)
 
 
+def loss_curve(out: Path) -> list[float]:
+    """The loss of every update that was logged, of both stages, one after the other."""
+    losses: list[float] = []
+    for stage in ("teacher", "student"):
+        log = run_folder(out) / stage / "log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        # what was made after the last checkpoint was made again: the later line counts
+        losses += list({row["step"]: row["loss"] for row in rows}.values())
+    return losses
+
+
 def check_loads(recipe: LoraRecipe, file: Path) -> None:
     """Load the file as anybody would; a file that does not is no result."""
     pipeline = students.load(recipe.student, device="cpu", dtype=_DTYPES[recipe.precision])
@@ -202,7 +214,7 @@ def _stages(
     )
     result = train(
         second,
-        lambda r: StudentStage(r, parts, folder).start_from(learned),
+        lambda r: StudentStage(r, parts, folder, stop).start_from(learned),
         progress=report(recipe.steps),
         stop=stop,
     )

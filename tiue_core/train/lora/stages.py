@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from ...pipeline import draw_noise
 from ...unet import SplitUNet
 from ..diffusion import tokenize
 from ..grids import grid
-from ..loop import LossError, adam, descend
+from ..loop import LossError, Stopped, adam, descend
 from ..pairs import teacher_pairs
 from ..recipe import LoraRecipe
 from ..vsd import denoising, normal_kl, paint, plain, score_distillation
@@ -183,10 +183,16 @@ class StudentStage(Stage):
     same noise. Either way the student stays itself on other prompts.
     """
 
-    def __init__(self, recipe: LoraRecipe, parts: Parts, folder: Path):
+    def __init__(
+        self,
+        recipe: LoraRecipe,
+        parts: Parts,
+        folder: Path,
+        stop: Callable[[], bool] = lambda: False,
+    ):
         """``parts.teacher`` carries what it learned in its very weights."""
         super().__init__(recipe, parts, parts.student)
-        self.folder = folder
+        self.folder, self.stop = folder, stop
         self.paired = recipe.method == "paired"
         if not self.paired:
             fake = adapt(parts.teacher, recipe)
@@ -219,7 +225,12 @@ class StudentStage(Stage):
                 steps=recipe.pair_steps,
                 seed=recipe.seed,
                 chunk=recipe.batch_size,
+                each=self._stop_here,
             )
+
+    def _stop_here(self) -> None:
+        if self.stop():
+            raise Stopped("stopped while the teacher painted its samples")
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         recipe, parts, prior = self.recipe, self.parts, self.parts.prior
