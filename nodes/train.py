@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from . import folders
 from .schema import schema
 
-METHODS = ("paired", "one-pass", "transfer")
+METHODS = ("transfer", "paired", "one-pass")
 OWN = "the student's own"
 
 
@@ -53,9 +53,9 @@ class TrainLora(io.ComfyNode):
                     "method",
                     options=list(METHODS),
                     default=METHODS[0],
-                    tooltip="paired: the student copies what the taught teacher paints, the "
-                    "best. one-pass: score distillation. transfer: the teacher's LoRA as it is, "
-                    "the quickest.",
+                    tooltip="transfer: the teacher learns the pictures, and the student takes its "
+                    "LoRA; the quickest, and the best on the built-in student. paired: then the "
+                    "student copies what that teacher paints. one-pass: then score distillation.",
                 ),
                 io.Int.Input(
                     "steps", default=300, min=1, max=100_000, tooltip="Updates of the teacher."
@@ -65,7 +65,7 @@ class TrainLora(io.ComfyNode):
                     default=150,
                     min=1,
                     max=100_000,
-                    tooltip="Updates of the student. transfer makes none.",
+                    tooltip="Updates of the student, after those. transfer makes none.",
                 ),
                 io.Int.Input(
                     "batch_size", default=8, min=1, max=256, tooltip="Pictures per update."

@@ -20,7 +20,7 @@ from ..errors import TiueError
 from ..images import slug
 from .desk import Desk, client_of, told
 
-METHODS = ("paired", "one-pass", "transfer")
+METHODS = ("transfer", "paired", "one-pass")
 FILES = 200  #: pictures and captions of one training
 _PULSE = 1.0  # s between two looks at how far it is
 
@@ -129,7 +129,7 @@ def train(desk: Desk, choices: Any) -> None:
                 info="The word for the new thing; put before captions that lack it.",
             )  # fmt: skip
             with gr.Accordion("Settings", open=False):
-                method = gr.Radio(list(METHODS), value="paired", label="Method")
+                method = gr.Radio(list(METHODS), value=METHODS[0], label="Method")
                 steps = gr.Number(300, label="Updates of the teacher", precision=0, minimum=1)
                 more = gr.Number(150, label="Updates of the student", precision=0, minimum=1)
                 rank = gr.Number(16, label="Rank", precision=0, minimum=1, maximum=256)

@@ -169,7 +169,7 @@ class LoraRecipe(Recipe):
     trigger: str | None = None
     student: str = "stickers"
     teacher: str | None = Field(None, description="what the student was made from, if not known")
-    method: Literal["transfer", "one-pass", "paired"] = "paired"
+    method: Literal["transfer", "one-pass", "paired"] = "transfer"
     rank: int = Field(16, gt=0)
     alpha: float = Field(16, gt=0)
     targets: list[str] = [

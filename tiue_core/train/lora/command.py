@@ -30,7 +30,7 @@ def lora(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="transfer|one-pass|paired", show_default="paired", help="The way."),
+        typer.Option(metavar="transfer|one-pass|paired", show_default="transfer", help="The way."),
     ] = None,
     rank: Annotated[int | None, typer.Option(show_default="16")] = None,
     alpha: Annotated[float | None, typer.Option(show_default="the rank")] = None,
