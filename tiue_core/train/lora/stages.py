@@ -97,7 +97,7 @@ class Stage:
         rows = [row % len(parts.captions) for row in range(half)]
         embeds = [parts.embeds[rows]]
         if parts.prior is not None:
-            embeds.append(parts.prior.embeds[:half])
+            embeds.append(parts.prior.embeds[[row % len(parts.prior.embeds) for row in range(half)]])
         context = torch.cat(embeds)
         noise = draw_noise(range(len(context)), parts.shape).to(context.device)
         with self._on_student():
