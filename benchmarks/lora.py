@@ -117,7 +117,9 @@ def pool_of(drawn: list[Scene], styled: bool) -> torch.Tensor:
 def through(vae: Any, images: torch.Tensor) -> torch.Tensor:
     """As every student's pictures are: made by the autoencoder."""
     parts = images.split(32)
-    return torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample.clamp(-1, 1) for p in parts])
+    return torch.cat(
+        [vae.decode(vae.encode(p).latent_dist.mean).sample.clamp(-1, 1) for p in parts]
+    )
 
 
 def style_judge(runs: Path, vae: Any) -> Judge:

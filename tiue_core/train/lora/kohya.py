@@ -1,7 +1,7 @@
 """A LoRA as a file: kohya's names, which ComfyUI, A1111 and diffusers all read.
 
-    down_blocks.0.attentions.0.proj_in  ->  lora_unet_down_blocks_0_attentions_0_proj_in
-                                            .lora_down.weight, .lora_up.weight, .alpha
+down_blocks.0.attentions.0.proj_in  ->  lora_unet_down_blocks_0_attentions_0_proj_in
+                                        .lora_down.weight, .lora_up.weight, .alpha
 """
 
 from __future__ import annotations

@@ -135,12 +135,12 @@ def _peak(
             prior=Prior(embeds, latents, latents) if recipe.prior else None,
             shape=shape,
         )
-    stage = _stage(recipe, parts, first)
+    stage: Any = _stage(recipe, parts, first)
     learned = sum(_size(p) for p in lora_parameters(stage.unet).values())
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         for unet in (student, teacher):
             _make_fake(unet)
-        stage.update(0, None)  # type: ignore[arg-type]
+        stage.update(0, None)
     fakes = 0 if first or recipe.method == "paired" else learned
     return live.peak + 2 * (learned + fakes)  # the optimizer's moments
 

@@ -115,9 +115,7 @@ def _encode(
     return (latents * vae.config.scaling_factor).float()
 
 
-def _prior(
-    recipe: LoraRecipe, pipeline: Any, shape: tuple[int, int, int], folder: Path
-) -> Prior:
+def _prior(recipe: LoraRecipe, pipeline: Any, shape: tuple[int, int, int], folder: Path) -> Prior:
     prompts = prior_prompts(recipe, Path(pipeline.config._name_or_path))
     rng = random.Random(recipe.seed)
     chosen = [rng.choice(prompts) for _ in range(recipe.priors)]

@@ -253,8 +253,14 @@ def _last_good(folder: Path) -> Path | None:
 
 def _keep_what_is_told(folder: Path) -> None:
     """Samples, logs and settings stay; what was for going on goes."""
-    for path in ("pairs", *(f"{stage}/{kind}" for stage in ("teacher", "student")
-                            for kind in ("checkpoints", "result"))):
+    for path in (
+        "pairs",
+        *(
+            f"{stage}/{kind}"
+            for stage in ("teacher", "student")
+            for kind in ("checkpoints", "result")
+        ),
+    ):
         shutil.rmtree(folder / path, ignore_errors=True)
     for name in ("settings.json", "prior.safetensors"):
         (folder / name).unlink(missing_ok=True)

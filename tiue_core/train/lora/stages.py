@@ -97,7 +97,9 @@ class Stage:
         rows = [row % len(parts.captions) for row in range(half)]
         embeds = [parts.embeds[rows]]
         if parts.prior is not None:
-            embeds.append(parts.prior.embeds[[row % len(parts.prior.embeds) for row in range(half)]])
+            embeds.append(
+                parts.prior.embeds[[row % len(parts.prior.embeds) for row in range(half)]]
+            )
         context = torch.cat(embeds)
         noise = draw_noise(range(len(context)), parts.shape).to(context.device)
         with self._on_student():
@@ -297,7 +299,7 @@ def distance(latents: Tensor, wanted: Tensor) -> Tensor:
     return F.smooth_l1_loss(latents, wanted, beta=0.1)
 
 
-class borrowed:  # noqa: N801 - reads as a verb in `with`
+class borrowed:
     """A student that carries a teacher's LoRA in its weights, for as long as the block lasts."""
 
     def __init__(self, student: Any, teacher: Any):
