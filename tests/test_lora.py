@@ -256,7 +256,7 @@ def test_a_teacher_that_does_not_match(recipe: Callable[..., LoraRecipe], tmp_pa
     other = helpers.make_student(tmp_path / "other")
     with pytest.raises(TiueError, match="does not match the student stickers"):
         train_lora(recipe(teacher=str(other)))
-    with pytest.raises(TiueError, match="the teacher of .*other is not known"):
+    with pytest.raises(TiueError, match=r"the teacher of .*other is not known"):
         train_lora(recipe(student=str(other)))
 
 
