@@ -18,7 +18,7 @@ from tiue_core.adapters import Lora, load_loras
 from tiue_core.errors import TiueError
 from tiue_core.train.loop import LossError, Stopped
 from tiue_core.train.lora import stages
-from tiue_core.train.lora.kohya import kohya_tensors, lora_parameters
+from tiue_core.train.lora.kohya import kohya_tensors, lora_parameters, write
 from tiue_core.train.lora.memory import Live
 from tiue_core.train.lora.pictures import bucket_of, read_pictures
 from tiue_core.train.lora.run import check_loads, loss_curve, run_folder, train_lora
@@ -291,3 +291,18 @@ def test_every_layer_has_a_name_of_its_own() -> None:
     stages.adapt(unet, LoraRecipe(out=Path("a.safetensors"), images=Path("x")))
     tensors = kohya_tensors(unet, 16)
     assert len(tensors) == len(lora_parameters(unet)) * 3 // 2
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["sd15", "sd21"])
+def test_every_layer_loads_in_both_layouts(
+    recipe: Callable[..., LoraRecipe], tmp_path: Path, linear: bool
+) -> None:
+    """Whoever made it, a LoRA in kohya's names for the base model fits the student whole."""
+    import helpers_students as helpers
+
+    folder = helpers.make_student(tmp_path / "student", linear=linear)
+    unet = students.load(folder, device="cpu").unet.requires_grad_(False)
+    one = recipe(student=str(folder), targets=LoraRecipe.model_fields["targets"].default)
+    stages.adapt(unet, one)
+    write(tmp_path / "a.safetensors", kohya_tensors(unet, 2), {})
+    check_loads(one, tmp_path / "a.safetensors")
