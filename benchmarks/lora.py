@@ -45,10 +45,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "paired": {"method": "paired"},
     "naive": NAIVE,
 }
+LONGER = {"learning_rate": 3e-3, "steps": 450, "drop_prompt": 0.0}
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"owl/{way}": ("owl", settings) for way, settings in WAYS.items()},
     "octopus/default": ("octopus", {}),
     "style/default": ("style", {}),
+    "octopus/longer": ("octopus", LONGER),
+    "style/longer": ("style", LONGER),
 }
 
 
