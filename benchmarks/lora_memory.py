@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from tiue_core.bench.memory import Peak
 from tiue_core.bench.shapes import models
 from tiue_core.train.diffusion import Noising
-from tiue_core.train.lora.memory import estimate
+from tiue_core.train.lora.memory import estimate, give_back
 from tiue_core.train.lora.parts import Group, Parts, Prior
 from tiue_core.train.lora.stages import StudentStage, TransferStage
 from tiue_core.train.pairs import Pairs
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="without gradient checkpointing")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    give_back()
     report = {}
     for method in arguments.method:
         recipe = LoraRecipe(
