@@ -24,6 +24,7 @@ COMMANDS = (
     ".page.command",
     ".export.command",
     ".train.command",
+    ".train.lora.command",
     ".evaluate.command",
     ".bench.command",
 )

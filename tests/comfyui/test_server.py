@@ -31,6 +31,7 @@ NODES = {
     "TiUEFeatureAtlas",
     "TiUEPromptList",
     "TiUESaveBatch",
+    "TiUETrainLora",
 }
 WARM = 20  # s of CPU time
 

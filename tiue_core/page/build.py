@@ -19,6 +19,7 @@ from .inside import inside
 from .lists import lists
 from .live import live
 from .state import House
+from .train import train
 
 STYLE = Path(__file__).parent / "style.css"
 # The system's own fonts: nothing is fetched from elsewhere.
@@ -45,6 +46,9 @@ def build(house: House) -> tuple[gr.Blocks, Desk]:
                 tab(desk, choices)
         with gr.Tab("Compare", id="Compare"):
             compare(desk, choices)
+        if house.train is not None:
+            with gr.Tab("Train", id="Train"):
+                train(desk, choices)
         api(desk)
     # Waiting is the worker's business, so that clients take turns; see worker.py.
     page.queue(default_concurrency_limit=None, max_size=4 * house.limits.waiting)
@@ -72,7 +76,7 @@ def launch(page: gr.Blocks, desk: Desk, **options: Any) -> Any:
         "mcp_server": False,
         "ssr_mode": False,
         "pwa": False,
-        "allowed_paths": [],
+        "allowed_paths": [str(desk.house.train)] if desk.house.train else [],
         "quiet": True,
         "show_error": False,
     }

@@ -24,7 +24,7 @@ class Choices:
                 width, height = _sides(house, house.first)
                 self.width = gr.Slider(label="Width (px)", min_width=130, **width)
                 self.height = gr.Slider(label="Height (px)", min_width=130, **height)
-            with gr.Row(visible=bool(house.loras)):
+            with gr.Row(visible=bool(house.loras or house.train)):
                 names = [("none", ""), *((name, name) for name in house.loras)]
                 self.lora = gr.Dropdown(names, value="", label="LoRA", min_width=160)
                 self.strength = gr.Slider(-2, 2, 1, step=0.05, label="LoRA strength", min_width=160)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,10 @@ def app_command(
     ] = None,
     loras: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of LoRAs to offer.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Let visitors train LoRAs, which go there."),
     ] = None,
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -72,15 +77,21 @@ def app_command(
     users = [_user(text) for text in auth or []]
     from ..console import ask_license, emit, say
     from ..errors import TiueError
+    from ..files import check_writable
     from .state import House, Limits, offered
 
     if util.find_spec("gradio") is None:
         raise TiueError("the page needs Gradio: pip install 'tiue[app]'")
+    limits = Limits(waiting=queue)
+    if train is not None:
+        check_writable(train)
+        limits = replace(limits, upload=16 << 20, body=128 << 20)  # of pictures, not of lists
     port = _free_port(host, port)  # before a model is loaded
     house = House.of(
         offered(student or [], ask_license(accept_license)),
         loras,
-        limits=Limits(waiting=queue),
+        train=train,
+        limits=limits,
         device=device,
         dtype=dtype,
         base=base,

@@ -30,6 +30,7 @@ class Desk:
         self.house, self.cache = house, cache
         self.worker = Worker(Models(house), house.limits)
         self.lists: dict[str, Any] = {}  # running lists, by client
+        self.training: Any = None  # the one that runs
         self.page: Any = None  # the gr.Blocks
 
     async def do(
@@ -54,6 +55,8 @@ class Desk:
     def close(self) -> None:
         for running in list(self.lists.values()):
             running.cancel()
+        if self.training is not None:
+            self.training.stop()
         self.worker.close()
         if self.cache is not None:
             self.cache.cleanup()

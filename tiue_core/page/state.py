@@ -63,11 +63,13 @@ class House:
     Args:
         students: by the label shown; the first is the one that the page opens with.
         loras: files by the name shown.
+        train: where visitors' LoRAs go; without it nobody trains.
     """
 
     students: dict[str, Source]
     loras: dict[str, Path] = field(default_factory=dict)
     lora_folder: Path | None = None
+    train: Path | None = None
     limits: Limits = Limits()
     device: str | None = None
     dtype: str | None = None

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 MOST = 25_000_000  #: bytes, in all
 
 
+PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them as they are
 DECODERS = ("decoder-more", "decoder")  #: runs of the autoencoder, the last word first
 
 
@@ -27,6 +28,7 @@ def ship(runs: Path) -> int:
 
     from ..pipeline import TiuePipeline
     from .judge import Judge
+    from .world import World
 
     made = {folder.parent.name: folder for folder in runs.glob("*/result")}
     if not made:
@@ -36,6 +38,9 @@ def ship(runs: Path) -> int:
     if vae is not None:
         student.vae = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
     student.to(torch.float16).save_pretrained(HERE / "student")
+    captions = dict.fromkeys(scene.caption for scene in World().scenes(2 * PROMPTS, 31))
+    prompts = "\n".join(list(captions)[:PROMPTS]) + "\n"
+    (HERE / "student" / "prompts.txt").write_text(prompts, encoding="utf-8")
     if "teacher" in made:
         # transformers 5 writes tokenizer.json alone; ComfyUI and older versions read these two.
         tokenizer = made["teacher"].parent / "tokenizer"

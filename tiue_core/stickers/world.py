@@ -104,7 +104,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """The first ``kinds`` kinds on the first ``backgrounds`` backgrounds.
+    """The first ``kinds`` kinds, and ``more`` by name, on the first ``backgrounds`` backgrounds.
 
     ``pairs`` is the share of scenes with two things.
     """
@@ -112,10 +112,11 @@ class World:
     kinds: int = 24
     backgrounds: int = 8
     pairs: float = 0.25
+    more: tuple[str, ...] = ()
 
     @property
     def kind_names(self) -> list[str]:
-        return list(KINDS)[: self.kinds]
+        return [*list(KINDS)[: self.kinds], *self.more]
 
     @property
     def background_names(self) -> list[str]:

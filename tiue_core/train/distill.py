@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,6 +40,7 @@ from .grids import grid
 from .loop import adam, descend
 from .pairs import teacher_pairs
 from .recipe import DistillRecipe
+from .vsd import denoising, normal_kl, paint, plain, score_distillation
 
 WORLD_PROMPTS = 20_000
 
@@ -164,26 +164,19 @@ class DistillTask:
         self, student: SplitUNet, noise: Tensor, prompt_embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
-        timesteps = self.schedule.timesteps
-        with self.accelerator.autocast():
-            features = student.encode(noise, timesteps[0], prompt_embeds)
-            predictions = student.decode(features, timesteps, prompt_embeds)
-        predictions = predictions.float()
-        return predictions, self.schedule.combine(noise, predictions)
+        return paint(self.accelerator, student, self.schedule, noise, prompt_embeds)
 
     def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator) -> Tensor:
-        """0.5 MSE(z_0, detach(z_0 - g)) with g = sigma_t^2 (teacher - LoRA teacher)."""
-        low, high = self.recipe.vsd_range
-        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
-        noisy = self.noising.add(latents.detach(), self._noise(len(latents), generator), timesteps)
-        scale = self.recipe.guidance
-        with torch.no_grad(), self.accelerator.autocast():
-            with plain(self.teacher):
-                wanted = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
-            made = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
-        gradient = torch.nan_to_num((1 - self.noising.alpha(timesteps)) * (wanted - made))
-        return 0.5 * (latents - (latents - gradient).detach()).square().mean()
+        return score_distillation(
+            self.accelerator,
+            self.teacher,
+            self.noising,
+            latents,
+            prompt_embeds,
+            generator,
+            guidance=self.recipe.guidance,
+            levels=self.recipe.vsd_range,
+        )
 
     def _imitation(
         self, predictions: Tensor, latents: Tensor, noise: Tensor, prompt_embeds: Tensor
@@ -235,14 +228,15 @@ class DistillTask:
         self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator
     ) -> Tensor:
         """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
-        low, high = self.recipe.lora_range
-        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
-        noise = self._noise(len(latents), generator)
-        noisy = self.noising.add(latents, noise, timesteps)
-        with self.accelerator.autocast():
-            predicted = self.teacher(noisy, timesteps, prompt_embeds).sample
-        return (self.noising.alpha(timesteps) * (predicted.float() - noise).square()).mean()
+        return denoising(
+            self.accelerator,
+            self.teacher,
+            self.noising,
+            latents,
+            prompt_embeds,
+            generator,
+            levels=self.recipe.lora_range,
+        )
 
     def _noise(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn((count, *self.shape), generator=generator).to(self.accelerator.device)
@@ -274,26 +268,6 @@ class DistillTask:
             steps=self.recipe.decoders,
             timesteps=timesteps,
         ).save_pretrained(folder)
-
-
-def normal_kl(predictions: Tensor) -> Tensor:
-    """KL(N(mu, v) || N(0, 1)) = (v + mu^2 - 1 - ln v) / 2 of every prediction, summed.
-
-    mu and v are the mean and unbiased variance over one whole prediction; (K, B, C, h, w) -> ().
-    """
-    flat = predictions.flatten(2)
-    mean, variance = flat.mean(-1), flat.var(-1)
-    return 0.5 * (variance + mean.square() - 1 - variance.log()).sum()
-
-
-@contextmanager
-def plain(unet: UNet2DConditionModel):  # type: ignore[no-untyped-def]
-    """The UNet without its adapters."""
-    unet.disable_adapters()
-    try:
-        yield
-    finally:
-        unet.enable_adapters()
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:

@@ -28,7 +28,7 @@ class JudgeTask:
     def __init__(self, recipe: JudgeRecipe):
         self.recipe = recipe
         self.world = World(**recipe.world.model_dump())
-        self.judge = Judge(recipe.world.kinds, recipe.world.backgrounds, recipe.channels)
+        self.judge = Judge(len(self.world.kind_names), recipe.world.backgrounds, recipe.channels)
         self.modules: Mapping[str, nn.Module] = {"judge": self.judge}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "judge": adam(recipe, self.judge.parameters())

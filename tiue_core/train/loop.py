@@ -21,8 +21,17 @@ from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from torch import nn
 
+from ..errors import TiueError
 from . import checkpoint
 from .recipe import Recipe
+
+
+class LossError(TiueError):
+    """A loss that is no number. Raised before it moves a weight."""
+
+
+class Stopped(TiueError):
+    """Somebody asked for an end; the checkpoint has all that was done."""
 
 
 class Task(Protocol):
@@ -130,8 +139,15 @@ def train(
     make_task: Callable[[Any], Task],
     *,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Run ``recipe`` from its last checkpoint to its end; returns the folder of the result."""
+    """Run ``recipe`` from its last checkpoint to its end; returns the folder of the result.
+
+    Raises:
+        Stopped: ``stop`` said so before an update.
+        LossError: a loss is no number. Either way a checkpoint has all updates so far, and the
+            result what they were good for.
+    """
     recipe.out.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator_for(recipe)
     torch.manual_seed(recipe.seed)
@@ -150,11 +166,20 @@ def train(
     shown = {**task.modules, **shadows}
 
     clock, since = time.perf_counter(), start
+    result = recipe.out / "result"
     for step in range(start, recipe.steps):
+        if stop():
+            checkpoint.save(folder, step, task.modules, shadows, task.optimizers)
+            raise Stopped(f"stopped after {step} of {recipe.steps} updates")
         for name, optimizer in task.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = bases[name] * rate(recipe, step)
-        logs = task.update(step, generator_for(recipe, step, accelerator.process_index))
+        try:
+            logs = task.update(step, generator_for(recipe, step, accelerator.process_index))
+        except LossError as error:
+            if accelerator.is_main_process and step:
+                task.export(shown, result)
+            raise LossError(f"{error} at update {step + 1} of {recipe.steps}") from None
         if recipe.ema:
             averages.update(task.modules, step)
         done = step + 1
@@ -174,7 +199,6 @@ def train(
                 checkpoint.save(folder, done, task.modules, shadows, task.optimizers)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _save_sample(task, shown, recipe.out / "samples", done)
-    result = recipe.out / "result"
     if accelerator.is_main_process:
         task.export(shown, result)
     accelerator.end_training()

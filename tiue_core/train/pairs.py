@@ -8,6 +8,7 @@ DDIM wants fifty.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,25 +51,29 @@ def teacher_pairs(
     guidance: float,
     steps: int,
     seed: int,
+    chunk: int = CHUNK,
+    each: Callable[[], None] = lambda: None,
 ) -> Pairs:
     """Make what ``folder`` lacks of ``count`` samples, a file a chunk, and read them all.
 
-    ``tokens`` (N, L) are the prompts, ``empty`` (1, L) the empty one. A chunk depends on its number
-    and ``seed`` alone; processes share the work.
+    ``tokens`` (N, L) are the prompts, ``empty`` (1, L) the empty one. A chunk of ``chunk``
+    samples depends on its number and ``seed`` alone; processes share the work. ``each`` is
+    called before one is made, and may raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = range(-(-count // CHUNK))
-    for chunk in chunks[accelerator.process_index :: accelerator.num_processes]:
-        if not _file(folder, chunk).is_file():
-            rows, noise = _start(chunk, seed, len(tokens), shape)
+    chunks = range(-(-count // chunk))
+    for number in chunks[accelerator.process_index :: accelerator.num_processes]:
+        if not _file(folder, number).is_file():
+            each()
+            rows, noise = _start(number, chunk, seed, len(tokens), shape)
             latents = _solve(pipeline, accelerator, tokens[rows], empty, noise, guidance, steps)
-            partial = folder / f".{chunk}.{accelerator.process_index}.partial"
+            partial = folder / f".{number}.{accelerator.process_index}.partial"
             save_file({"latents": latents.half()}, partial)
-            partial.replace(_file(folder, chunk))
-            logger.info("teacher samples: %d of %d", (chunk + 1) * CHUNK, count)
+            partial.replace(_file(folder, number))
+            logger.info("teacher samples: %d of %d", (number + 1) * chunk, count)
     accelerator.wait_for_everyone()
-    starts = [_start(chunk, seed, len(tokens), shape) for chunk in chunks]
-    latents = torch.cat([load_file(_file(folder, chunk))["latents"].float() for chunk in chunks])
+    starts = [_start(number, chunk, seed, len(tokens), shape) for number in chunks]
+    latents = torch.cat([load_file(_file(folder, number))["latents"].float() for number in chunks])
     rows, noise = (torch.cat(parts) for parts in zip(*starts, strict=True))
     return Pairs(rows[:count], noise[:count], latents[:count])
 
@@ -78,12 +83,12 @@ def _file(folder: Path, chunk: int) -> Path:
 
 
 def _start(
-    chunk: int, seed: int, prompts: int, shape: tuple[int, int, int]
+    number: int, chunk: int, seed: int, prompts: int, shape: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """Rows and noise of a chunk: they need no saving."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
-    rows = torch.randint(prompts, (CHUNK,), generator=generator)
-    return rows, torch.randn((CHUNK, *shape), generator=generator)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    rows = torch.randint(prompts, (chunk,), generator=generator)
+    return rows, torch.randn((chunk, *shape), generator=generator)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ student from a teacher). A recipe for Stable Diffusion 2.1 is another YAML file,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,7 @@ class WorldConfig(Strict):
     kinds: int = Field(24, ge=2)
     backgrounds: int = Field(8, ge=2, le=10)
     pairs: float = Field(0.25, ge=0, le=1, description="share of scenes with two things")
+    more: tuple[str, ...] = Field((), description="kinds beyond the first, by name")
 
 
 class Recipe(Strict):
@@ -154,11 +155,59 @@ class DistillRecipe(Recipe):
     init: Path | None = Field(None, description="start the student's UNet from this folder")
 
 
+class LoraRecipe(Recipe):
+    """A LoRA for a one-pass student, from a folder of pictures (``train/lora``).
+
+    ``steps`` counts the updates of the teacher's LoRA; two of the three ways add
+    ``student_steps`` of the student's. The defaults are for Stable Diffusion and the miniature
+    alike; `docs/lora.md` has what chose them.
+    """
+
+    task: Literal["lora"] = "lora"
+    out: Path = Field(description="the LoRA file; the run is kept beside it until it is written")
+    images: Path
+    trigger: str | None = None
+    student: str = "stickers"
+    teacher: str | None = Field(None, description="what the student was made from, if not known")
+    method: Literal["transfer", "one-pass", "paired"] = "transfer"
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(16, gt=0)
+    targets: list[str] = [
+        "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
+        "conv1", "conv2", "conv_shortcut", "time_emb_proj",
+    ]  # fmt: skip
+    init: Path | None = Field(None, description="a LoRA of the teacher, in kohya's names")
+    steps: int = Field(300, ge=0)
+    student_steps: int = Field(150, gt=0)
+    batch_size: int = Field(8, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    student_learning_rate: float = Field(5e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = 10
+    decay: float = 0.5
+    mirror: bool = Field(False, description="learn from the mirror images too")
+    prior: float = Field(1.0, ge=0, description="weight of staying as it was on other prompts")
+    prior_prompts: Path | None = Field(None, description="those prompts, one a line")
+    priors: int = Field(128, gt=0, description="how many pictures of them are kept")
+    drop_prompt: float = Field(0.1, ge=0, le=1)
+    guidance: float = 2.0
+    pairs: int = Field(128, gt=0, description="teacher samples that `paired` regresses onto")
+    pair_steps: int = Field(12, ge=1)
+    kl_weight: float = 0.001
+    fake_learning_rate: float = 1e-3
+    vsd_range: tuple[int, int] = (20, 981)
+    gradient_checkpointing: bool = False
+    log_every: int = Field(1, gt=0)
+    checkpoint_every: int = Field(50, gt=0)
+    sample_every: int = Field(100, gt=0)
+
+
 RECIPES: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "judge": JudgeRecipe,
     "teacher": TeacherRecipe,
     "distill": DistillRecipe,
+    "lora": LoraRecipe,
 }
 
 
@@ -177,9 +226,17 @@ def load_recipe(file: Path) -> Recipe:
     task = content.get("task") if isinstance(content, dict) else None
     if task not in RECIPES:
         raise TiueError(f"Recipe {file} has task {task!r}: use one of {', '.join(RECIPES)}.")
+    return checked(RECIPES[task], content, f"Recipe {file}: ")
+
+
+Some = TypeVar("Some", bound=Recipe)
+
+
+def checked(kind: type[Some], content: Any, where: str = "") -> Some:
+    """A recipe from a table of settings; what does not fit is one line that begins ``where``."""
     try:
-        return RECIPES[task].model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise TiueError(f"Recipe {file}: {key or 'file'}: {first['msg']}.") from None
+        raise TiueError(f"{where}{key or 'file'}: {first['msg']}.") from None

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from .loop import train
-from .recipe import Recipe
+from .recipe import LoraRecipe, Recipe
 
 
 def run(recipe: Recipe, progress: Callable[..., None] | None = None) -> Path:
-    """Train what ``recipe`` describes; returns the folder of the result."""
+    """Train what ``recipe`` describes; returns the folder of the result (a LoRA's file)."""
+    if isinstance(recipe, LoraRecipe):
+        from .lora.run import train_lora
+
+        return train_lora(recipe, progress)
     task = recipe.task  # type: ignore[attr-defined]
     make: Any
     if task == "autoencoder":

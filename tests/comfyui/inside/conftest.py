@@ -30,9 +30,9 @@ def _as_comfyui_runs_nodes():
 @pytest.fixture
 def nodes() -> SimpleNamespace:
     """The pack's nodes by id, each as a function that returns its outputs."""
-    from tiue_pack.nodes import calls, lists, load, look, sample
+    from tiue_pack.nodes import calls, lists, load, look, sample, train
 
-    every = (*load.NODES, *sample.NODES, *calls.NODES, *look.NODES, *lists.NODES)
+    every = (*load.NODES, *sample.NODES, *calls.NODES, *look.NODES, *lists.NODES, *train.NODES)
     ids = [node.GET_SCHEMA().node_id.removeprefix("TiUE") for node in every]
     return SimpleNamespace(**{key: called(node) for key, node in zip(ids, every, strict=True)})
 

@@ -1,0 +1,112 @@
+"""A LoRA as a file: kohya's names, which ComfyUI, A1111 and diffusers all read.
+
+down_blocks.0.attentions.0.proj_in  ->  lora_unet_down_blocks_0_attentions_0_proj_in
+                                        .lora_down.weight, .lora_up.weight, .alpha
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from ...errors import TiueError
+from ...files import write_atomically
+
+
+def lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns in a UNet with adapters, by name; the same names in teacher and student."""
+    return {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+
+
+def kohya_tensors(unet: nn.Module, alpha: float) -> dict[str, torch.Tensor]:
+    """The adapters of a diffusers UNet under kohya's names, float32 on the CPU."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in lora_parameters(unet).items():
+        layer, side = _kohya_name(name)
+        tensors[f"{layer}.{side}.weight"] = parameter.detach().float().cpu().contiguous().clone()
+        tensors[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    return tensors
+
+
+def begin_with(unet: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> None:
+    """Put a file's tensors into the adapters of a UNet.
+
+    Raises:
+        TiueError: it has not the same layers, rank and alpha.
+    """
+    rest = {name for name in tensors if name.startswith("lora_unet_")}
+    for name, parameter in lora_parameters(unet).items():
+        layer, side = _kohya_name(name)
+        found = tensors.get(f"{layer}.{side}.weight")
+        scale = tensors.get(f"{layer}.alpha")
+        if found is None or found.shape != parameter.shape or scale is None or scale != alpha:
+            raise TiueError(
+                f"the LoRA to begin with has other {layer} than this run: give the rank, alpha and "
+                "targets it was made with"
+            )
+        parameter.data.copy_(found)
+        rest -= {f"{layer}.{side}.weight", f"{layer}.alpha"}
+    if rest:
+        raise TiueError(f"the LoRA to begin with also changes {min(rest)}: add it to the targets")
+
+
+def _kohya_name(parameter: str) -> tuple[str, str]:
+    """`down_blocks.0.proj_in.lora_A.default.weight` -> (`lora_unet_down_...`, `lora_down`)."""
+    layer, _, rest = parameter.partition(".lora_")
+    side = "lora_down" if rest.startswith("A.") else "lora_up"
+    return "lora_unet_" + layer.replace(".", "_"), side
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """One file, whole or not at all.
+
+    Raises:
+        TiueError: the disk is full, or the folder cannot be written.
+    """
+    write_atomically(path, save(dict(tensors), dict(metadata)))
+
+
+def metadata_of(
+    *,
+    student: str,
+    student_hash: str,
+    trigger: str | None,
+    rank: int,
+    alpha: float,
+    settings: Mapping[str, Any],
+    dataset_hash: str,
+    captions: list[str],
+    title: str,
+) -> dict[str, str]:
+    """kohya's ``ss_`` keys, which front ends show, the model spec's, and all of ours in one."""
+    counted = {caption: captions.count(caption) for caption in sorted(set(captions))}
+    return {
+        "format": "pt",
+        "ss_base_model_version": student,
+        "ss_sd_model_name": student,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_output_name": title,
+        "ss_num_train_images": str(len(captions)),
+        "ss_tag_frequency": json.dumps({"images": counted}),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.trigger_phrase": trigger or "",
+        "tiue": json.dumps(
+            {
+                "student": student,
+                "student_hash": student_hash,
+                "trigger": trigger,
+                "dataset_hash": dataset_hash,
+                "settings": dict(settings),
+            },
+            sort_keys=True,
+        ),
+    }
