@@ -40,7 +40,8 @@ from .diffusion import Noising, guided, tokenize
 from .grids import grid
 from .loop import adam, descend
 from .pairs import teacher_pairs
-from .recipe import DistillRecipe
+from .reals import real_images
+from .recipe import DistillRecipe, data_seed
 
 WORLD_PROMPTS = 20_000
 
@@ -101,6 +102,8 @@ class DistillTask:
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
+        if recipe.images or recipe.world_images:
+            self.reals = real_images(recipe, self.pipeline, accelerator)
         if recipe.pairs:
             with plain(self.teacher):
                 self.pairs = teacher_pairs(
@@ -113,7 +116,7 @@ class DistillTask:
                     count=recipe.pairs,
                     guidance=recipe.guidance,
                     steps=recipe.pair_steps,
-                    seed=recipe.seed,
+                    seed=data_seed(recipe),
                 )
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -141,7 +144,8 @@ class DistillTask:
             loss = nn.functional.smooth_l1_loss(latents, painted, beta=0.1)
             losses["regression"] = (recipe.regression, loss)
         if recipe.adversarial:
-            fooled, told = self._criticism(latents, painted, wanted, generator)
+            real, asked = self._real(painted, wanted, generator)
+            fooled, told = self._criticism(latents, real, wanted, generator, asked)
             losses["adversarial"] = (recipe.adversarial, fooled)
         logs = {name: loss.detach() for name, (_, loss) in losses.items()}
         total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
@@ -165,6 +169,10 @@ class DistillTask:
     ) -> tuple[Tensor, Tensor]:
         """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
         timesteps = self.schedule.timesteps
+        if not self.recipe.shared_encoder:
+            with self.accelerator.autocast():
+                predictions, latents = sequential(student, self.schedule, noise, prompt_embeds)
+            return predictions, latents
         with self.accelerator.autocast():
             features = student.encode(noise, timesteps[0], prompt_embeds)
             predictions = student.decode(features, timesteps, prompt_embeds)
@@ -203,10 +211,35 @@ class DistillTask:
         error = (predictions - torch.stack(wanted)).square().mean()
         return error + (latents - z).square().mean()
 
-    def _criticism(
-        self, latents: Tensor, painted: Tensor, prompt_embeds: Tensor, generator: torch.Generator
+    def _real(
+        self, painted: Tensor, prompt_embeds: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """The student's loss and the critic's; both sets noised alike, so details count too."""
+        """What the critic is to call real, with its prompts: teacher samples, images or both."""
+        recipe = self.recipe
+        if not (recipe.images or recipe.world_images):
+            return painted, prompt_embeds
+        count = max(1, round(recipe.images_share * recipe.batch_size))
+        tokens, latents = self.reals.draw(count, generator)
+        with torch.no_grad(), self.accelerator.autocast():
+            embeds = self.pipeline.text_encoder(tokens.to(prompt_embeds.device))[0]
+        latents = latents.to(prompt_embeds.device)
+        if count == recipe.batch_size:
+            return latents, embeds
+        return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
+
+    def _criticism(
+        self,
+        latents: Tensor,
+        painted: Tensor,
+        prompt_embeds: Tensor,
+        generator: torch.Generator,
+        painted_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the critic's; both sets noised alike, so details count too.
+
+        ``painted`` is the real side; its prompts are the student's unless ``painted_embeds`` says.
+        """
+        asked = prompt_embeds if painted_embeds is None else painted_embeds
         low, high = self.recipe.critic_range
         timesteps = torch.randint(low, high, (len(latents),), generator=generator)
         timesteps = timesteps.to(latents.device)
@@ -217,8 +250,9 @@ class DistillTask:
             fake = self._seen(noised, timesteps, prompt_embeds)
             with torch.no_grad():
                 noised = self.noising.add(painted, noise, timesteps)
-                real = self._seen(noised, timesteps, prompt_embeds)
-        told = tell_apart(critic(real, prompt), critic([f.detach() for f in fake], prompt))
+                real = self._seen(noised, timesteps, asked)
+        seen = critic(real, asked.float().mean(1))
+        told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
         critic.requires_grad_(False)  # the student's loss must not move it
         fooled = fool(critic(fake, prompt))
         critic.requires_grad_(True)
@@ -276,6 +310,23 @@ class DistillTask:
         ).save_pretrained(folder)
 
 
+def sequential(
+    student: SplitUNet, schedule: OneWaySchedule, noise: Tensor, prompt_embeds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loop that TiUE leaves out: K whole passes, each on the latents of the one before.
+
+    Returns the K predictions (K, B, C, h, w) and z_0 (B, C, h, w), as ``paint`` does.
+    """
+    predictions, z = [], noise
+    for timestep, (a, b) in zip(  # Eq. 7 to 10
+        schedule.timesteps, schedule.coefficients.tolist(), strict=True
+    ):
+        features = student.encode(z, timestep, prompt_embeds)
+        predictions.append(student.decode(features, timestep[None], prompt_embeds)[0].float())
+        z = a * z + b * predictions[-1]
+    return torch.stack(predictions), z
+
+
 def normal_kl(predictions: Tensor) -> Tensor:
     """KL(N(mu, v) || N(0, 1)) = (v + mu^2 - 1 - ln v) / 2 of every prediction, summed.
 
@@ -304,7 +355,7 @@ def _prompts(recipe: DistillRecipe) -> list[str]:
     """The prompts, shuffled once with the recipe's seed."""
     if recipe.world is not None:
         world = World(**recipe.world.model_dump())
-        return [s.caption for s in world.scenes(WORLD_PROMPTS, recipe.seed + 7)]
+        return [s.caption for s in world.scenes(WORLD_PROMPTS, data_seed(recipe) + 7)]
     if recipe.prompts is None:
         raise TiueError("The recipe names neither `prompts` nor `world`: give a file of prompts.")
     try:
@@ -316,5 +367,5 @@ def _prompts(recipe: DistillRecipe) -> list[str]:
     prompts = sorted({line.strip() for line in lines} - {""})
     if not prompts:
         raise TiueError(f"{recipe.prompts} holds no prompt: write one a line.")
-    random.Random(recipe.seed).shuffle(prompts)
+    random.Random(data_seed(recipe)).shuffle(prompts)
     return prompts

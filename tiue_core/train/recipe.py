@@ -35,6 +35,9 @@ class Recipe(Strict):
 
     out: Path = Field(description="folder of the run: checkpoints, samples, TensorBoard, result")
     seed: int = 0
+    data_seed: int | None = Field(
+        None, description="seed of prompts, teacher samples and images; `seed` if null"
+    )
     steps: int = Field(gt=0, description="number of updates")
     batch_size: int = Field(gt=0, description="samples per process and update")
     learning_rate: float = Field(gt=0)
@@ -125,6 +128,9 @@ class DistillRecipe(Recipe):
     guidance: float = 4.5
     vsd_range: tuple[int, int] = (20, 981)
     lora_range: tuple[int, int] = (0, 1000)
+    shared_encoder: bool = Field(
+        True, description="false: the same K steps in sequence, an encoder pass each (to compare)"
+    )
     kl_weight: float = 0.1
     drop_prompt: float = 0.1
     imitate: int = Field(
@@ -149,6 +155,16 @@ class DistillRecipe(Recipe):
     critic_learning_rate: float = 1e-3
     critic_range: tuple[int, int] = Field(
         (20, 501), description="noise levels at which the critic looks"
+    )
+    images: Path | None = Field(
+        None, description="a folder of real images with metadata.jsonl (file_name, text)"
+    )
+    world_images: int = Field(0, ge=0, description="or so many scenes of `world`, rendered")
+    images_from: Path | None = Field(
+        None, description="folder that keeps the images' latents; `images` of the run if null"
+    )
+    images_share: float = Field(
+        1.0, gt=0, le=1, description="share of the critic's real side that is images, if there are"
     )
     gradient_checkpointing: bool = False
     init: Path | None = Field(None, description="start the student's UNet from this folder")
@@ -183,3 +199,8 @@ def load_recipe(file: Path) -> Recipe:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise TiueError(f"Recipe {file}: {key or 'file'}: {first['msg']}.") from None
+
+
+def data_seed(recipe: Recipe) -> int:
+    """The seed of what is learned from, apart from the seed of the learning."""
+    return recipe.seed if recipe.data_seed is None else recipe.data_seed
