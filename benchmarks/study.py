@@ -35,9 +35,9 @@ from tiue_core.stickers.judge import Judge, labels, right
 from tiue_core.stickers.world import Scene, World
 from tiue_core.train.autoencoder import render_pool, to_unit
 from tiue_core.train.diffusion import guided_ddim
-from tiue_core.train.distill import sequential
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.run import run
+from tiue_core.train.unshared import sequential
 from tiue_core.unet import SplitUNet
 
 HERE = Path(__file__).parent
@@ -183,9 +183,7 @@ def features_over_time(steps: int = 50, count: int = 16) -> dict[str, Any]:
         lambda _module, _args, output: last.append(output)
     )
     z = draw_noise(list(range(count)), (4, 16, 16))
-    for timestep, (a, b) in zip(
-        schedule.timesteps, schedule.coefficients.tolist(), strict=True
-    ):
+    for timestep, (a, b) in zip(schedule.timesteps, schedule.coefficients.tolist(), strict=True):
         last: list[Tensor] = []
         predicted = []
         for context in (empty, embeds):
@@ -221,7 +219,9 @@ def work(row: str, seed: int, out: Path) -> None:
         run(recipe_for(row, seed, out))
     middle = time.perf_counter()
     found = measure(row, seed, out, STUDY["count"])
-    found.update(trained_s=middle - start if trained else 0, measured_s=time.perf_counter() - middle)
+    found.update(
+        trained_s=middle - start if trained else 0, measured_s=time.perf_counter() - middle
+    )
     write(file, found)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     print(f"{row} seed {seed}: " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)

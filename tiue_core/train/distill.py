@@ -18,9 +18,7 @@ same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DM
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,34 +28,37 @@ from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import TiueError
 from ..pipeline import TiuePipeline
 from ..schedule import OneWaySchedule
-from ..stickers.world import World
 from ..unet import SplitUNet
+from .clip_term import ClipTerm
 from .critic import Critic, fool, tell_apart
 from .diffusion import Noising, guided, tokenize
+from .draws import Draws, Source, integers, normal, uniform
+from .embeds import Embeds
 from .grids import grid
-from .loop import adam, descend
+from .loop import adam, gather, settle
 from .pairs import teacher_pairs
+from .prompts import PromptTokens, load_prompts
 from .reals import real_images
 from .recipe import DistillRecipe, data_seed
-
-WORLD_PROMPTS = 20_000
+from .unshared import sequential
+from .vsd import denoising, normal_kl, paint, plain, score_distillation
 
 
 class DistillTask:
     """One update moves the student (VSD + KL), then the LoRA teacher (denoising)."""
 
     averaged = ("student",)
+    shared_draws = True  #: every process draws for all of them and takes its share (``draws.py``)
 
     def __init__(self, recipe: DistillRecipe):
         self.recipe = recipe
         self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
         for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
             component.eval().requires_grad_(False)
-        self.prompts = _prompts(recipe)
-        self.tokens = tokenize(self.pipeline.tokenizer, self.prompts)
+        self.prompts = load_prompts(recipe)
+        self.tokens = PromptTokens(self.pipeline.tokenizer, self.prompts)
         self.empty = tokenize(self.pipeline.tokenizer, [""])
         self.schedule = OneWaySchedule.from_config(
             self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
@@ -69,6 +70,9 @@ class DistillTask:
         student = copy.deepcopy(self.pipeline.unet)
         if recipe.init:
             student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
+        if recipe.weights == "bfloat16":
+            student.to(torch.bfloat16)
+            self.pipeline.to(torch.bfloat16)
         student.requires_grad_(True)
         self.teacher = self.pipeline.unet
         self.teacher.add_adapter(
@@ -87,6 +91,7 @@ class DistillTask:
             "student": adam(recipe, student.parameters()),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
+        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip else None
         if recipe.adversarial:
             width = self.teacher.config.cross_attention_dim
             nothing = torch.zeros(1, *self.shape), torch.zeros(1), torch.zeros(1, 1, width)
@@ -100,6 +105,9 @@ class DistillTask:
         self.pipeline.to(accelerator.device)
         self.student = SplitUNet(self.modules["student"].to(accelerator.device))
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
+        self.embeds = Embeds(self.pipeline, self.tokens, accelerator, recipe.embeddings)
+        if self.clip is not None:
+            self.clip.prepare(accelerator)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
         if recipe.images or recipe.world_images:
@@ -120,22 +128,66 @@ class DistillTask:
                 )
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        recipe, parts = self.recipe, self.recipe.accumulate
+        first, shares = (
+            self.accelerator.process_index * parts,
+            self.accelerator.num_processes * parts,
+        )
+        before = generator.get_state()
+        logs: list[dict[str, Tensor]] = []
+        told, made = [], []
+        for part in range(parts):
+            generator.set_state(before)  # every part takes its share of the same draws
+            draws = Draws(generator, first + part, shares)
+            losses, criticism, pictures = self._losses(step, draws)
+            logs.append({name: loss.detach() for name, (_, loss) in losses.items()})
+            total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
+            gather(self.accelerator, total / parts)
+            made.append(pictures)
+            told += [criticism] if criticism is not None else []
+        found = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        found["student_norm"] = self._settle("student")
+
+        if told:
+            for loss in told:
+                gather(self.accelerator, loss / parts)
+            found["critic"] = torch.stack(told).detach().mean()
+            found["critic_norm"] = self._settle("critic")
+        # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
+        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
+        for _ in range(recipe.lora_updates if wanted_soon else 0):
+            before, errors = generator.get_state(), []
+            for part, (latents, empty, wanted) in enumerate(made):
+                generator.set_state(before)
+                draws = Draws(generator, first + part, shares)
+                dropped = uniform(draws, (len(latents), 1, 1)) < recipe.drop_prompt
+                context = torch.where(dropped.to(latents.device), empty, wanted)
+                error = self._denoising(latents, context, draws)
+                gather(self.accelerator, error / parts)
+                errors.append(error.detach())
+            found["lora"] = torch.stack(errors).mean()
+            found["lora_norm"] = self._settle("lora_teacher")
+        return found
+
+    def _losses(
+        self, step: int, draws: Draws
+    ) -> tuple[dict[str, tuple[float, Tensor]], Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+        """The student's weighted losses, the critic's, and (z_0, empty, prompts) to learn from."""
         recipe, device = self.recipe, self.accelerator.device
         if recipe.pairs:
-            rows, noise, painted = self.pairs.draw(recipe.batch_size, generator)
+            rows, noise, painted = self.pairs.draw(recipe.batch_size, draws)
             noise, painted = noise.to(device), painted.to(device)
         else:
-            rows = torch.randint(len(self.prompts), (recipe.batch_size,), generator=generator)
-            noise = self._noise(len(rows), generator)
-        with torch.no_grad(), self.accelerator.autocast():
-            tokens = torch.cat([self.empty.expand(len(rows), -1), self.tokens[rows]]).to(device)
-            prompt_embeds = self.pipeline.text_encoder(tokens)[0]
-        empty, wanted = prompt_embeds.chunk(2)
+            rows = integers(draws, 0, len(self.prompts), recipe.batch_size)
+            noise = self._noise(len(rows), draws)
+        empty, wanted = self.embeds(rows)
+        prompt_embeds = torch.cat([empty, wanted])
 
         predictions, latents = self.paint(self.student, noise, wanted)
-        losses = {"kl": (recipe.kl_weight, normal_kl(predictions))}
+        summed = (recipe.kl_batch or len(rows)) / len(rows)
+        losses = {"kl": (summed * recipe.kl_weight, normal_kl(predictions))}
         if step >= recipe.imitate:
-            losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, generator))
+            losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
         elif not recipe.regression:
             loss = self._imitation(predictions, latents, noise, prompt_embeds)
             losses["imitation"] = (1.0, loss)
@@ -143,55 +195,36 @@ class DistillTask:
             # Where the teacher could have gone two ways, L1 chooses one; L2 would paint between.
             loss = nn.functional.smooth_l1_loss(latents, painted, beta=0.1)
             losses["regression"] = (recipe.regression, loss)
+        told = None
         if recipe.adversarial:
-            real, asked = self._real(painted, wanted, generator)
-            fooled, told = self._criticism(latents, real, wanted, generator, asked)
+            real, asked = self._real(painted, wanted, draws)
+            fooled, told = self._criticism(latents, real, wanted, draws, asked)
             losses["adversarial"] = (recipe.adversarial, fooled)
-        logs = {name: loss.detach() for name, (_, loss) in losses.items()}
-        total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
-        logs["student_norm"] = self._descend("student", total)
-
-        if recipe.adversarial:
-            logs["critic"] = told.detach()
-            logs["critic_norm"] = self._descend("critic", told)
-        # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
-        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
-        for _ in range(recipe.lora_updates if wanted_soon else 0):
-            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
-            context = torch.where(dropped.to(device), empty, wanted)
-            denoising = self._denoising(latents.detach(), context, generator)
-            logs["lora"] = denoising.detach()
-            logs["lora_norm"] = self._descend("lora_teacher", denoising)
-        return logs
+        if self.clip is not None:
+            prompts = [self.prompts[row] for row in rows.tolist()]
+            losses["clip"] = (self.clip.weight(step), self.clip(latents, prompts))
+        return losses, told, (latents.detach(), empty, wanted)
 
     def paint(
         self, student: SplitUNet, noise: Tensor, prompt_embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
-        timesteps = self.schedule.timesteps
         if not self.recipe.shared_encoder:
             with self.accelerator.autocast():
-                predictions, latents = sequential(student, self.schedule, noise, prompt_embeds)
-            return predictions, latents
-        with self.accelerator.autocast():
-            features = student.encode(noise, timesteps[0], prompt_embeds)
-            predictions = student.decode(features, timesteps, prompt_embeds)
-        predictions = predictions.float()
-        return predictions, self.schedule.combine(noise, predictions)
+                return sequential(student, self.schedule, noise, prompt_embeds)
+        return paint(self.accelerator, student, self.schedule, noise, prompt_embeds)
 
-    def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator) -> Tensor:
-        """0.5 MSE(z_0, detach(z_0 - g)) with g = sigma_t^2 (teacher - LoRA teacher)."""
-        low, high = self.recipe.vsd_range
-        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
-        noisy = self.noising.add(latents.detach(), self._noise(len(latents), generator), timesteps)
-        scale = self.recipe.guidance
-        with torch.no_grad(), self.accelerator.autocast():
-            with plain(self.teacher):
-                wanted = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
-            made = guided(self.teacher, noisy, timesteps, prompt_embeds, scale)
-        gradient = torch.nan_to_num((1 - self.noising.alpha(timesteps)) * (wanted - made))
-        return 0.5 * (latents - (latents - gradient).detach()).square().mean()
+    def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
+        return score_distillation(
+            self.accelerator,
+            self.teacher,
+            self.noising,
+            latents,
+            prompt_embeds,
+            generator,
+            guidance=self.recipe.guidance,
+            levels=self.recipe.vsd_range,
+        )
 
     def _imitation(
         self, predictions: Tensor, latents: Tensor, noise: Tensor, prompt_embeds: Tensor
@@ -212,7 +245,7 @@ class DistillTask:
         return error + (latents - z).square().mean()
 
     def _real(
-        self, painted: Tensor, prompt_embeds: Tensor, generator: torch.Generator
+        self, painted: Tensor, prompt_embeds: Tensor, generator: Source
     ) -> tuple[Tensor, Tensor]:
         """What the critic is to call real, with its prompts: teacher samples, images or both."""
         recipe = self.recipe
@@ -220,8 +253,7 @@ class DistillTask:
             return painted, prompt_embeds
         count = max(1, round(recipe.images_share * recipe.batch_size))
         tokens, latents = self.reals.draw(count, generator)
-        with torch.no_grad(), self.accelerator.autocast():
-            embeds = self.pipeline.text_encoder(tokens.to(prompt_embeds.device))[0]
+        embeds = self.embeds.of(tokens).to(prompt_embeds.device)
         latents = latents.to(prompt_embeds.device)
         if count == recipe.batch_size:
             return latents, embeds
@@ -232,7 +264,7 @@ class DistillTask:
         latents: Tensor,
         painted: Tensor,
         prompt_embeds: Tensor,
-        generator: torch.Generator,
+        generator: Source,
         painted_embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The student's loss and the critic's; both sets noised alike, so details count too.
@@ -241,8 +273,7 @@ class DistillTask:
         """
         asked = prompt_embeds if painted_embeds is None else painted_embeds
         low, high = self.recipe.critic_range
-        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
+        timesteps = integers(generator, low, high, len(latents)).to(latents.device)
         noise = self._noise(len(latents), generator)
         critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
         with self.accelerator.autocast():
@@ -265,24 +296,23 @@ class DistillTask:
         levels = {skip.shape[-1]: skip for skip in features.skips}  # the last of each size
         return [f.float() for f in (*levels.values(), features.mid)]
 
-    def _denoising(
-        self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def _denoising(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
         """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
-        low, high = self.recipe.lora_range
-        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
-        noise = self._noise(len(latents), generator)
-        noisy = self.noising.add(latents, noise, timesteps)
-        with self.accelerator.autocast():
-            predicted = self.teacher(noisy, timesteps, prompt_embeds).sample
-        return (self.noising.alpha(timesteps) * (predicted.float() - noise).square()).mean()
+        return denoising(
+            self.accelerator,
+            self.teacher,
+            self.noising,
+            latents,
+            prompt_embeds,
+            generator,
+            levels=self.recipe.lora_range,
+        )
 
-    def _noise(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *self.shape), generator=generator).to(self.accelerator.device)
+    def _noise(self, count: int, generator: Source) -> Tensor:
+        return normal(generator, (count, *self.shape)).to(self.accelerator.device)
 
-    def _descend(self, name: str, loss: Tensor) -> Tensor:
-        return descend(self.accelerator, self.optimizers[name], loss, self.recipe.grad_clip)
+    def _settle(self, name: str) -> Tensor:
+        return settle(self.accelerator, self.optimizers[name], self.recipe.grad_clip)
 
     @torch.no_grad()
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
@@ -290,7 +320,7 @@ class DistillTask:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         noise = self._noise(len(prompts), generator)
         tokens = tokenize(self.pipeline.tokenizer, prompts).to(noise.device)
-        context = self.pipeline.text_encoder(tokens)[0]
+        context = self.embeds.of(tokens).to(noise.device)
         _, latents = self.paint(SplitUNet(modules["student"]), noise, context)
         vae = self.pipeline.vae
         images = vae.decode(latents / vae.config.scaling_factor).sample
@@ -310,62 +340,5 @@ class DistillTask:
         ).save_pretrained(folder)
 
 
-def sequential(
-    student: SplitUNet, schedule: OneWaySchedule, noise: Tensor, prompt_embeds: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The loop that TiUE leaves out: K whole passes, each on the latents of the one before.
-
-    Returns the K predictions (K, B, C, h, w) and z_0 (B, C, h, w), as ``paint`` does.
-    """
-    predictions, z = [], noise
-    for timestep, (a, b) in zip(  # Eq. 7 to 10
-        schedule.timesteps, schedule.coefficients.tolist(), strict=True
-    ):
-        features = student.encode(z, timestep, prompt_embeds)
-        predictions.append(student.decode(features, timestep[None], prompt_embeds)[0].float())
-        z = a * z + b * predictions[-1]
-    return torch.stack(predictions), z
-
-
-def normal_kl(predictions: Tensor) -> Tensor:
-    """KL(N(mu, v) || N(0, 1)) = (v + mu^2 - 1 - ln v) / 2 of every prediction, summed.
-
-    mu and v are the mean and unbiased variance over one whole prediction; (K, B, C, h, w) -> ().
-    """
-    flat = predictions.flatten(2)
-    mean, variance = flat.mean(-1), flat.var(-1)
-    return 0.5 * (variance + mean.square() - 1 - variance.log()).sum()
-
-
-@contextmanager
-def plain(unet: UNet2DConditionModel):  # type: ignore[no-untyped-def]
-    """The UNet without its adapters."""
-    unet.disable_adapters()
-    try:
-        yield
-    finally:
-        unet.enable_adapters()
-
-
 def _learned(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def _prompts(recipe: DistillRecipe) -> list[str]:
-    """The prompts, shuffled once with the recipe's seed."""
-    if recipe.world is not None:
-        world = World(**recipe.world.model_dump())
-        return [s.caption for s in world.scenes(WORLD_PROMPTS, data_seed(recipe) + 7)]
-    if recipe.prompts is None:
-        raise TiueError("The recipe names neither `prompts` nor `world`: give a file of prompts.")
-    try:
-        lines = recipe.prompts.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise TiueError(
-            f"Prompts {recipe.prompts} cannot be read ({error.strerror}): check the path."
-        ) from None
-    prompts = sorted({line.strip() for line in lines} - {""})
-    if not prompts:
-        raise TiueError(f"{recipe.prompts} holds no prompt: write one a line.")
-    random.Random(data_seed(recipe)).shuffle(prompts)
-    return prompts

@@ -22,6 +22,7 @@ from ..errors import TiueError
 from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
 from .diffusion import tokenize
+from .draws import Source, integers
 from .recipe import DistillRecipe, data_seed
 
 logger = logging.getLogger("tiue.train")
@@ -38,8 +39,8 @@ class Reals:
     tokens: Tensor
     latents: Tensor
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(self.latents), (count,), generator=generator)
+    def draw(self, count: int, source: Source) -> tuple[Tensor, Tensor]:
+        rows = integers(source, 0, len(self.latents), count)
         return self.tokens[rows], self.latents[rows]
 
 

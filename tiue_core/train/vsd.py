@@ -1,0 +1,107 @@
+"""What every distillation into one pass is made of: the pass, and variational score distillation.
+
+The teacher's UNet carries adapters that learn what the student's pictures look like; switched off
+(``plain``) it is the teacher itself, so one UNet in memory serves as both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..schedule import OneWaySchedule
+from ..unet import SplitUNet
+from .diffusion import Noising, guided
+from .draws import Source, integers, normal
+
+
+def paint(
+    accelerator: Accelerator,
+    student: SplitUNet,
+    schedule: OneWaySchedule,
+    noise: Tensor,
+    prompt_embeds: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
+    timesteps = schedule.timesteps
+    with accelerator.autocast():
+        features = student.encode(noise, timesteps[0], prompt_embeds)
+        predictions = student.decode(features, timesteps, prompt_embeds)
+    predictions = predictions.float()
+    return predictions, schedule.combine(noise, predictions)
+
+
+def score_distillation(
+    accelerator: Accelerator,
+    teacher: Any,
+    noising: Noising,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    generator: Source,
+    *,
+    guidance: float,
+    levels: tuple[int, int],
+) -> Tensor:
+    """0.5 MSE(z_0, detach(z_0 - g)) with g = sigma_t^2 (teacher - LoRA teacher).
+
+    ``prompt_embeds`` (2B, N, D), the empty prompts first; ``levels`` bound the timesteps.
+    """
+    timesteps, noise = _noise_like(latents, generator, levels)
+    noisy = noising.add(latents.detach(), noise, timesteps)
+    with torch.no_grad(), accelerator.autocast():
+        with plain(teacher):
+            wanted = guided(teacher, noisy, timesteps, prompt_embeds, guidance)
+        made = guided(teacher, noisy, timesteps, prompt_embeds, guidance)
+    gradient = torch.nan_to_num((1 - noising.alpha(timesteps)) * (wanted - made))
+    return 0.5 * (latents - (latents - gradient).detach()).square().mean()
+
+
+def denoising(
+    accelerator: Accelerator,
+    teacher: Any,
+    noising: Noising,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    generator: Source,
+    *,
+    levels: tuple[int, int],
+) -> Tensor:
+    """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
+    timesteps, noise = _noise_like(latents, generator, levels)
+    noisy = noising.add(latents, noise, timesteps)
+    with accelerator.autocast():
+        predicted = teacher(noisy, timesteps, prompt_embeds).sample
+    return (noising.alpha(timesteps) * (predicted.float() - noise).square()).mean()
+
+
+def normal_kl(predictions: Tensor) -> Tensor:
+    """KL(N(mu, v) || N(0, 1)) = (v + mu^2 - 1 - ln v) / 2 of every prediction, summed.
+
+    mu and v are the mean and unbiased variance over one whole prediction; (K, B, C, h, w) -> ().
+    """
+    flat = predictions.flatten(2)
+    mean, variance = flat.mean(-1), flat.var(-1)
+    return 0.5 * (variance + mean.square() - 1 - variance.log()).sum()
+
+
+@contextmanager
+def plain(unet: Any) -> Iterator[None]:
+    """The UNet without its adapters."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+def _noise_like(
+    latents: Tensor, generator: Source, levels: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    timesteps = integers(generator, *levels, len(latents))
+    noise = normal(generator, tuple(latents.shape))
+    return timesteps.to(latents.device), noise.to(latents.device)
