@@ -54,25 +54,16 @@ class DistillTask:
 
     def __init__(self, recipe: DistillRecipe):
         self.recipe = recipe
-        self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
-        for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
-            component.eval().requires_grad_(False)
-        self.prompts = load_prompts(recipe)
-        self.tokens = PromptTokens(self.pipeline.tokenizer, self.prompts)
-        self.empty = tokenize(self.pipeline.tokenizer, [""])
-        self.schedule = OneWaySchedule.from_config(
-            self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
-        )
-
+        self._load()
         size = recipe.latent_size or self.pipeline.unet.config.sample_size
         self.shape = (self.pipeline.unet.config.in_channels, size, size)
 
-        student = copy.deepcopy(self.pipeline.unet)
+        student = self._copy(self.pipeline.unet)
         if recipe.init:
             student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
         if recipe.weights == "bfloat16":
             student.to(torch.bfloat16)
-            self.pipeline.to(torch.bfloat16)
+            self.pipeline.unet.to(torch.bfloat16)
         student.requires_grad_(True)
         self.teacher = self.pipeline.unet
         self.teacher.add_adapter(
@@ -99,6 +90,23 @@ class DistillTask:
             self.modules = {**self.modules, "critic": critic}
             learned = critic.parameters()
             self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
+
+    def _load(self) -> None:
+        """The teacher, the prompts and the schedule."""
+        recipe = self.recipe
+        self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
+        for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
+            component.eval().requires_grad_(False)
+        self.prompts = load_prompts(recipe)
+        self.tokens = PromptTokens(self.pipeline.tokenizer, self.prompts)
+        self.empty = tokenize(self.pipeline.tokenizer, [""])
+        self.schedule = OneWaySchedule.from_config(
+            self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
+        )
+
+    def _copy(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """What the student starts from."""
+        return copy.deepcopy(unet)
 
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
@@ -185,7 +193,7 @@ class DistillTask:
 
         predictions, latents = self.paint(self.student, noise, wanted)
         summed = (recipe.kl_batch or len(rows)) / len(rows)
-        losses = {"kl": (summed * recipe.kl_weight, normal_kl(predictions))}
+        losses = {"kl": (recipe.kl_weight, summed * normal_kl(predictions))}
         if step >= recipe.imitate:
             losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
         elif not recipe.regression:
