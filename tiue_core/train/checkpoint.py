@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,33 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     """The optimizer's state as flat tensors named ``<parameter index>.<key>``."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
         for index, entries in state.items()
-        for key, value in entries.items()
+        for key, value in _flat(entries)
     }
+
+
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """8-bit Adam keeps a dictionary within its state: "outer/inner" names what is in it."""
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}/{inner}", v) for inner, v in _flat(value))
+        else:
+            yield key, value
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put back what ``optimizer_tensors`` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        outer, _, inner = key.rpartition("/")
+        entries = state.setdefault(int(index), {})
+        if outer:
+            entries = entries.setdefault(outer, {})
+        # A count that was a plain number, as 8-bit Adam's, is one again.
+        count = tensor.dtype == torch.int64 and tensor.ndim == 0
+        entries[inner] = tensor.item() if count else tensor
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..pipeline import TiuePipeline
 from ..schedule import OneWaySchedule
 from ..unet import SplitUNet
+from .card import card
 from .clip_term import ClipTerm
 from .critic import Critic, fool, tell_apart
 from .diffusion import Noising, guided, tokenize
@@ -334,6 +335,19 @@ class DistillTask:
         images = vae.decode(latents / vae.config.scaling_factor).sample
         return grid(images, columns=8)
 
+    def foresee(self, accelerator: Accelerator) -> list[str]:
+        """Parameters, memory and time, before anything starts."""
+        from .plan import plan
+
+        return plan(self, accelerator).lines()
+
+    @torch.no_grad()
+    def validate(self, modules: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The pictures of prompts that are not learned from, measured."""
+        from .validate import measure
+
+        return measure(self, modules["student"])
+
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
         parts = self.pipeline.components
         timesteps = [int(t) for t in self.schedule.timesteps] if self.recipe.timesteps else None
@@ -346,6 +360,7 @@ class DistillTask:
             steps=self.recipe.decoders,
             timesteps=timesteps,
         ).save_pretrained(folder)
+        (folder / "README.md").write_text(card(self.recipe, self.schedule), encoding="utf-8")
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:

@@ -176,6 +176,7 @@ def train(
     make_task: Callable[[Any], Task],
     *,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Path:
     """Run ``recipe`` from its last checkpoint to its end; returns the folder of the result."""
     recipe.out.mkdir(parents=True, exist_ok=True)
@@ -188,6 +189,10 @@ def train(
     about = recipe.model_dump(mode="json")
     start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers, about)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
+    foresee = getattr(task, "foresee", None)
+    if foresee and announce and start == 0 and accelerator.is_main_process:
+        for line in foresee(accelerator):
+            announce(line)
     task.prepare(accelerator)
     for name, optimizer in task.optimizers.items():  # fp16 needs its scaler between the two
         task.optimizers[name] = accelerator.prepare_optimizer(optimizer)
@@ -212,6 +217,8 @@ def train(
         if done % recipe.log_every == 0:
             values = {name: float(_mean(accelerator, value)) for name, value in logs.items()}
             now = time.perf_counter()
+            if validates(recipe, done) and accelerator.is_main_process:
+                values.update(task.validate(shown))  # type: ignore[attr-defined]
             values["samples_per_second"] = (done - since) * recipe.batch_size / (now - clock)
             clock, since = now, done
             accelerator.log(values, step=done)
@@ -231,6 +238,12 @@ def train(
         task.export(shown, result)
     accelerator.end_training()
     return result
+
+
+def validates(recipe: Recipe, done: int) -> bool:
+    """Whether a line of the log carries measurements of the pictures."""
+    every = getattr(recipe, "validate_every", 0)
+    return bool(every) and done // every > (done - recipe.log_every) // every
 
 
 def _mean(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:

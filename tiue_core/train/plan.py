@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..unet import SplitUNet
+from . import distill
 from .diffusion import Noising
 from .distill import DistillTask
 from .pairs import Pairs
@@ -186,7 +187,9 @@ def rehearse(task: DistillTask, accelerator: Accelerator) -> tuple[int, int, int
     recipe = task.recipe.model_copy(update={"clip": 0.0, "optimizer": "adamw", "init": None})
     # Without data nothing can move; what is asked to go somewhere is there already.
     still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)
-    with still, FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
+    # Nor can a loss be looked at.
+    blind = patch.object(distill, "gather", lambda _, loss: loss.backward())
+    with still, blind, FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
         twin = _Rehearsed(recipe, task)
         twin.prepare(_Alone(accelerator))  # type: ignore[arg-type]
         average = [torch.empty_like(p) for p in twin.modules["student"].parameters() if recipe.ema]
@@ -206,9 +209,6 @@ class _Alone:
     def __init__(self, accelerator: Accelerator):
         self.device, self.autocast = accelerator.device, accelerator.autocast
         self.process_index, self.num_processes = 0, 1
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
 
     def clip_grad_norm_(self, parameters: Any, limit: float) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
