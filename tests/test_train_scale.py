@@ -344,3 +344,77 @@ def test_a_loss_that_is_no_number_moves_nothing(settings: dict[str, Any]) -> Non
     with pytest.raises(LossError):
         task.update(3, generator_for(recipe, 3))
     assert all(torch.equal(p, weights[n]) for n, p in task.modules["student"].named_parameters())
+
+
+# --- foreseen and measured -----------------------------------------------------------------
+
+
+def test_the_plan_counts_what_an_update_holds(settings: dict[str, Any]) -> None:
+    """Resting bytes by hand: student, average, its Adam; teacher; adapters and critic with Adam."""
+    from tiue_core.train.plan import plan
+
+    task = DistillTask(recipe_of(settings))
+    found = plan(task, Accelerator(cpu=True))
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in task.modules.items()}
+    assert found.student == sizes["student"] and found.critic == sizes["critic"]
+    adapters, student = found.adapters, found.student
+    teacher = sizes["lora_teacher"] - adapters
+    wanted = 4 * (teacher + 4 * student + 3 * adapters + 3 * found.critic)
+    assert abs(found.resting - wanted) <= 0.03 * wanted
+    twice = plan(DistillTask(recipe_of(settings, batch_size=8)), Accelerator(cpu=True))
+    assert twice.flops == pytest.approx(2 * found.flops, rel=0.01)
+    active, more = found.peak - found.resting, twice.peak - twice.resting
+    assert more > active and twice.resting == pytest.approx(found.resting, rel=0.03)
+
+
+def test_the_result_is_a_student_with_a_card(settings: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipe_of(settings, steps=1, decoders=2, validate_every=0)
+    train(recipe, DistillTask)
+    result = recipe.out / "result"
+    card = (result / "README.md").read_text()
+    assert "t = 501, 1" in card and "decoders: 2" in card and "out:" not in card
+    command = [sys.executable, "-m", "tiue_core", "generate", "a cat", "--student", str(result)]
+    made = subprocess.run([*command, "--out", str(tmp_path / "pictures")], env=ONE_THREAD)
+    assert made.returncode == 0 and len(list((tmp_path / "pictures").glob("*.png"))) == 1
+
+
+def test_the_clip_term_is_a_margin_on_the_cosine(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Against transformers' own preprocessing of the same pictures."""
+    from small import small_tokenizer
+    from transformers import CLIPConfig, CLIPModel
+
+    from tiue_core.train.clip_term import DEVIATION, MEAN
+
+    folder, small = tmp_path / "clip", {"hidden_size": 32, "intermediate_size": 64}
+    (tmp_path / "letters").mkdir()
+    tokenizer = small_tokenizer(tmp_path / "letters")
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, **small}
+    text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text["eos_token_id"] = len(tokenizer) - 1
+    vision = {**size, "image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    recipe = recipe_of(settings, clip=0.1, clip_model=str(folder), clip_margin=0.9, steps=2)
+    task = DistillTask(recipe)
+    task.prepare(Accelerator(cpu=True))
+    assert task.clip is not None
+    latents = torch.randn(2, *task.shape, generator=torch.Generator().manual_seed(1))
+    latents.requires_grad_()
+    found = task.clip.cosines(latents, ["a cat", "a dog"])
+    with torch.no_grad():
+        vae, clip = task.pipeline.vae, task.clip.clip
+        pixels = vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
+        pixels = torch.nn.functional.interpolate(
+            pixels.clamp(0, 1), (32, 32), mode="bicubic", antialias=True
+        )
+        pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+        words = tokenizer(["a cat", "a dog"], padding=True, return_tensors="pt")
+        scores = clip(pixel_values=pixels, **words).logits_per_image / clip.logit_scale.exp()
+    assert (found - scores.diagonal()).abs().max() <= 1e-5
+    loss = task.clip(latents, ["a cat", "a dog"])
+    assert loss == pytest.approx(max(0.0, 0.9 - float(scores.diagonal().mean())), abs=1e-5)
+    loss.backward()
+    assert latents.grad is not None and latents.grad.abs().max() > 0
+    assert [task.clip.weight(step) for step in (0, 1, 2)] == [0.1, 0.05, 0.0]
+    assert "clip" in task.update(0, generator_for(recipe, 0))

@@ -339,7 +339,11 @@ class DistillTask:
         """Parameters, memory and time, before anything starts."""
         from .plan import plan
 
-        return plan(self, accelerator).lines()
+        try:
+            return plan(self, accelerator).lines()
+        except Exception as error:  # a forecast is no reason not to set out
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            return [f"memory and time could not be foreseen: {why}"]
 
     @torch.no_grad()
     def validate(self, modules: Mapping[str, nn.Module]) -> dict[str, float]:

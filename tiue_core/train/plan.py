@@ -207,7 +207,9 @@ class _Alone:
     """An accelerator's device and precision, without its processes and its scaler."""
 
     def __init__(self, accelerator: Accelerator):
-        self.device, self.autocast = accelerator.device, accelerator.autocast
+        self.autocast, device = accelerator.autocast, accelerator.device
+        # Several processes call the CPU cpu:0, which tensors without data take for another one.
+        self.device = torch.device("cpu") if device.type == "cpu" else device
         self.process_index, self.num_processes = 0, 1
 
     def clip_grad_norm_(self, parameters: Any, limit: float) -> Tensor:
