@@ -156,7 +156,7 @@ def cost(row: str, out: Path) -> dict[str, float]:
         pass
     seconds = []
     with Peak(torch.device("cpu")) as peak:
-        for _ in range(5 if "teacher_steps" in STUDY["rows"][row] else 9):
+        for _ in range(5):
             start = time.perf_counter()
             once()
             seconds.append(time.perf_counter() - start)

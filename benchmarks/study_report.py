@@ -39,11 +39,12 @@ def report(study: dict, out: Path, python: str, script: str) -> None:
     values = gathered(study["rows"], out)
     costs_file = out / "costs.json"
     costs = json.loads(costs_file.read_text()) if costs_file.is_file() else {}
-    for row in values:  # each in a process of its own, so that memory is its own
-        if row not in costs:
+    alike = {row: _shape(study["rows"][row]) for row in values}
+    for row in values:  # each shape in a process of its own, so that memory is its own
+        if alike[row] not in costs:
             command = [python, script, "--out", str(out), "--cost", row]
             made = subprocess.run(command, capture_output=True, text=True, check=True)
-            costs[row] = json.loads(made.stdout)
+            costs[alike[row]] = json.loads(made.stdout)
             costs_file.write_text(json.dumps(costs, indent=1))
     features = out / "features.json"
     result = {
@@ -54,7 +55,7 @@ def report(study: dict, out: Path, python: str, script: str) -> None:
                 "seeds": len(columns["fid"]),
                 "values": columns,
                 "interval": {name: interval(columns[name]) for name in COLUMNS},
-                **costs[row],
+                **costs[alike[row]],
             }
             for row, columns in values.items()
         },
@@ -65,6 +66,15 @@ def report(study: dict, out: Path, python: str, script: str) -> None:
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text(f"{before}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{after}", encoding="utf-8")
     figures(result, json.loads(features.read_text()) if features.is_file() else None, out)
+
+
+def _shape(row: dict) -> str:
+    """What time and memory depend on."""
+    if "teacher_steps" in row:
+        return f"teacher {row['teacher_steps']}"
+    changes = row.get("changes", {})
+    kind = "shared" if changes.get("shared_encoder", True) else "unshared"
+    return f"{kind} {changes.get('decoders', 4)}"
 
 
 def table(result: dict) -> str:
