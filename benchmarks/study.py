@@ -167,7 +167,7 @@ def cost(row: str, out: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def features_over_time(steps: int = 50, count: int = 16) -> dict[str, Any]:
+def features_over_time(steps: int = 25, count: int = 8) -> dict[str, Any]:
     """Cosine similarity of the teacher's features between the steps of its own loop (steps, steps).
 
     ``encoder`` is the middle block and the last skip, ``decoder`` the last up block's output.

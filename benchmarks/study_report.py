@@ -131,14 +131,14 @@ def figures(result: dict, features: dict | None, out: Path) -> None:
     plt.close(figure)
 
     if features:
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+        figure, axes = plt.subplots(1, 3, figsize=(12, 4))
         times = features["timesteps"]
         for axis, name in zip(axes, ("encoder", "skips", "decoder"), strict=True):
             similar = np.array(features[name])
             edges = (times[0], times[-1], times[-1], times[0])
             drawn = axis.imshow(similar, vmin=0, vmax=1, extent=edges)
             near = float(np.diag(similar, 1).mean())
-            axis.set_title(f"{name}: neighbours {near:.3f}, ends {similar[0, -1]:.2f}")
+            axis.set_title(f"{name}\nneighbours {near:.3f}, ends {similar[0, -1]:.2f}", fontsize=10)
             axis.set_xlabel("t")
         figure.colorbar(drawn, ax=axes, label="cosine")
         figure.savefig(folder / "features.png", dpi=90)
