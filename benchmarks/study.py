@@ -249,6 +249,8 @@ def main() -> None:
                     work(row, seed, options.out)
         if not (options.out / "features.json").is_file():
             write(options.out / "features.json", features_over_time())
+        if set(options.rows) != set(STUDY["rows"]):
+            return  # a part is no study; --report writes up what there is
     report(STUDY, options.out, sys.executable, os.fspath(Path(__file__)))
 
 
