@@ -7,9 +7,11 @@ so an interrupted run continues exactly where an uninterrupted one would be.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,23 +19,44 @@ from torch import nn
 
 from ..errors import TiueError
 
+#: Recipe keys that say where, how long and how often, not what is learned.
+MAY_CHANGE = {
+    "out", "steps", "log_every", "checkpoint_every", "sample_every", "keep", "validate_every",
+    "validate_count", "embeddings", "pairs_from", "images_from",
+}  # fmt: skip
+
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's state as flat tensors named ``<parameter index>.<key>``."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
         for index, entries in state.items()
-        for key, value in entries.items()
+        for key, value in _flat(entries)
     }
+
+
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """8-bit Adam keeps a dictionary within its state: "outer/inner" names what is in it."""
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}/{inner}", v) for inner, v in _flat(value))
+        else:
+            yield key, value
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put back what ``optimizer_tensors`` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        outer, _, inner = key.rpartition("/")
+        entries = state.setdefault(int(index), {})
+        if outer:
+            entries = entries.setdefault(outer, {})
+        # A count that was a plain number, as 8-bit Adam's, is one again.
+        count = tensor.dtype == torch.int64 and tensor.ndim == 0
+        entries[inner] = tensor.item() if count else tensor
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
@@ -45,8 +68,11 @@ def save(
     modules: Mapping[str, nn.Module],
     averages: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
+    recipe: Mapping[str, Any] | None = None,
+    *,
+    keep: int = 1,
 ) -> Path:
-    """Write ``folder/step-N`` whole or not at all, then drop the older ones."""
+    """Write ``folder/step-N`` whole or not at all, then drop all but the ``keep`` newest."""
     final = folder / f"step-{step:07d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,10 +83,14 @@ def save(
         save_file(_trainable(module), partial / f"{name}.ema.safetensors")
     for name, optimizer in optimizers.items():
         save_file(optimizer_tensors(optimizer), partial / f"{name}.optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step}))
+    state = {"step": step, "recipe": dict(recipe or {})}
+    (partial / "state.json").write_text(json.dumps(state, indent=1))
+    for file in (*partial.iterdir(), partial):
+        _to_disk(file)
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
-    for old in sorted(folder.glob("step-*"))[:-1]:
+    _to_disk(folder)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -70,12 +100,14 @@ def load_latest(
     modules: Mapping[str, nn.Module],
     averages: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
+    recipe: Mapping[str, Any] | None = None,
 ) -> int:
     """Restore the newest checkpoint in place; returns the number of updates made, 0 if none."""
     found = sorted(folder.glob("step-*"))
     if not found:
         return 0
     newest = found[-1]
+    _check_recipe(newest, recipe or {})
     try:
         for name, module in modules.items():
             module.load_state_dict(load_file(newest / f"{name}.safetensors"), strict=False)
@@ -89,6 +121,32 @@ def load_latest(
             f"Checkpoint {newest} does not fit this recipe ({str(error).splitlines()[0]}): "
             "give the run another `out`, or delete the checkpoint to start again."
         ) from None
+
+
+def _check_recipe(checkpoint: Path, recipe: Mapping[str, Any]) -> None:
+    """Only what a run may change on its way may differ from the recipe that made the checkpoint."""
+    try:
+        made = json.loads((checkpoint / "state.json").read_text()).get("recipe") or {}
+    except (OSError, ValueError):
+        made = {}
+    other = [key for key in made if key not in MAY_CHANGE and recipe.get(key) != made[key]]
+    if other and recipe:
+        key = other[0]
+        raise TiueError(
+            f"Checkpoint {checkpoint} was made by another recipe ({key}: {made[key]}, now "
+            f"{recipe.get(key)}): give the run another `out`, or delete the checkpoint."
+        )
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, would survive a power cut."""
+    if os.name != "posix":  # folders cannot be opened elsewhere
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _trainable(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
                 figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
                 say(f"{done}/{total}  {figures}")
 
-            result = run(checked, report)
+            result = run(checked, report, say)
         if json_output:
             emit({"result": str(result)})
         else:

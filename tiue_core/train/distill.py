@@ -18,7 +18,6 @@ same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DM
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,45 +28,43 @@ from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import TiueError
 from ..pipeline import TiuePipeline
 from ..schedule import OneWaySchedule
-from ..stickers.world import World
 from ..unet import SplitUNet
+from .card import card
+from .clip_term import ClipTerm
 from .critic import Critic, fool, tell_apart
 from .diffusion import Noising, guided, tokenize
+from .draws import Draws, Source, integers, normal, uniform
+from .embeds import Embeds
 from .grids import grid
-from .loop import adam, descend
+from .loop import adam, gather, settle
 from .pairs import teacher_pairs
-from .recipe import DistillRecipe
+from .prompts import PromptTokens, load_prompts
+from .reals import real_images
+from .recipe import DistillRecipe, data_seed
+from .unshared import sequential
 from .vsd import denoising, normal_kl, paint, plain, score_distillation
-
-WORLD_PROMPTS = 20_000
 
 
 class DistillTask:
     """One update moves the student (VSD + KL), then the LoRA teacher (denoising)."""
 
     averaged = ("student",)
+    shared_draws = True  #: every process draws for all of them and takes its share (``draws.py``)
 
     def __init__(self, recipe: DistillRecipe):
         self.recipe = recipe
-        self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
-        for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
-            component.eval().requires_grad_(False)
-        self.prompts = _prompts(recipe)
-        self.tokens = tokenize(self.pipeline.tokenizer, self.prompts)
-        self.empty = tokenize(self.pipeline.tokenizer, [""])
-        self.schedule = OneWaySchedule.from_config(
-            self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
-        )
-
+        self._load()
         size = recipe.latent_size or self.pipeline.unet.config.sample_size
         self.shape = (self.pipeline.unet.config.in_channels, size, size)
 
-        student = copy.deepcopy(self.pipeline.unet)
+        student = self._copy(self.pipeline.unet)
         if recipe.init:
             student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
+        if recipe.weights == "bfloat16":
+            student.to(torch.bfloat16)
+            self.pipeline.unet.to(torch.bfloat16)
         student.requires_grad_(True)
         self.teacher = self.pipeline.unet
         self.teacher.add_adapter(
@@ -86,6 +83,7 @@ class DistillTask:
             "student": adam(recipe, student.parameters()),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
+        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip else None
         if recipe.adversarial:
             width = self.teacher.config.cross_attention_dim
             nothing = torch.zeros(1, *self.shape), torch.zeros(1), torch.zeros(1, 1, width)
@@ -94,13 +92,35 @@ class DistillTask:
             learned = critic.parameters()
             self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
 
+    def _load(self) -> None:
+        """The teacher, the prompts and the schedule."""
+        recipe = self.recipe
+        self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
+        for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
+            component.eval().requires_grad_(False)
+        self.prompts = load_prompts(recipe)
+        self.tokens = PromptTokens(self.pipeline.tokenizer, self.prompts)
+        self.empty = tokenize(self.pipeline.tokenizer, [""])
+        self.schedule = OneWaySchedule.from_config(
+            self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
+        )
+
+    def _copy(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """What the student starts from."""
+        return copy.deepcopy(unet)
+
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         self.pipeline.to(accelerator.device)
         self.student = SplitUNet(self.modules["student"].to(accelerator.device))
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
+        self.embeds = Embeds(self.pipeline, self.tokens, accelerator, recipe.embeddings)
+        if self.clip is not None:
+            self.clip.prepare(accelerator)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
+        if recipe.images or recipe.world_images:
+            self.reals = real_images(recipe, self.pipeline, accelerator)
         if recipe.pairs:
             with plain(self.teacher):
                 self.pairs = teacher_pairs(
@@ -113,26 +133,70 @@ class DistillTask:
                     count=recipe.pairs,
                     guidance=recipe.guidance,
                     steps=recipe.pair_steps,
-                    seed=recipe.seed,
+                    seed=data_seed(recipe),
                 )
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        recipe, parts = self.recipe, self.recipe.accumulate
+        first, shares = (
+            self.accelerator.process_index * parts,
+            self.accelerator.num_processes * parts,
+        )
+        before = generator.get_state()
+        logs: list[dict[str, Tensor]] = []
+        told, made = [], []
+        for part in range(parts):
+            generator.set_state(before)  # every part takes its share of the same draws
+            draws = Draws(generator, first + part, shares)
+            losses, criticism, pictures = self._losses(step, draws)
+            logs.append({name: loss.detach() for name, (_, loss) in losses.items()})
+            total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
+            gather(self.accelerator, total / parts)
+            made.append(pictures)
+            told += [criticism] if criticism is not None else []
+        found = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        found["student_norm"] = self._settle("student")
+
+        if told:
+            for loss in told:
+                gather(self.accelerator, loss / parts)
+            found["critic"] = torch.stack(told).detach().mean()
+            found["critic_norm"] = self._settle("critic")
+        # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
+        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
+        for _ in range(recipe.lora_updates if wanted_soon else 0):
+            before, errors = generator.get_state(), []
+            for part, (latents, empty, wanted) in enumerate(made):
+                generator.set_state(before)
+                draws = Draws(generator, first + part, shares)
+                dropped = uniform(draws, (len(latents), 1, 1)) < recipe.drop_prompt
+                context = torch.where(dropped.to(latents.device), empty, wanted)
+                error = self._denoising(latents, context, draws)
+                gather(self.accelerator, error / parts)
+                errors.append(error.detach())
+            found["lora"] = torch.stack(errors).mean()
+            found["lora_norm"] = self._settle("lora_teacher")
+        return found
+
+    def _losses(
+        self, step: int, draws: Draws
+    ) -> tuple[dict[str, tuple[float, Tensor]], Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+        """The student's weighted losses, the critic's, and (z_0, empty, prompts) to learn from."""
         recipe, device = self.recipe, self.accelerator.device
         if recipe.pairs:
-            rows, noise, painted = self.pairs.draw(recipe.batch_size, generator)
+            rows, noise, painted = self.pairs.draw(recipe.batch_size, draws)
             noise, painted = noise.to(device), painted.to(device)
         else:
-            rows = torch.randint(len(self.prompts), (recipe.batch_size,), generator=generator)
-            noise = self._noise(len(rows), generator)
-        with torch.no_grad(), self.accelerator.autocast():
-            tokens = torch.cat([self.empty.expand(len(rows), -1), self.tokens[rows]]).to(device)
-            prompt_embeds = self.pipeline.text_encoder(tokens)[0]
-        empty, wanted = prompt_embeds.chunk(2)
+            rows = integers(draws, 0, len(self.prompts), recipe.batch_size)
+            noise = self._noise(len(rows), draws)
+        empty, wanted = self.embeds(rows)
+        prompt_embeds = torch.cat([empty, wanted])
 
         predictions, latents = self.paint(self.student, noise, wanted)
-        losses = {"kl": (recipe.kl_weight, normal_kl(predictions))}
+        summed = (recipe.kl_batch or len(rows)) / len(rows)
+        losses = {"kl": (recipe.kl_weight, summed * normal_kl(predictions))}
         if step >= recipe.imitate:
-            losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, generator))
+            losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
         elif not recipe.regression:
             loss = self._imitation(predictions, latents, noise, prompt_embeds)
             losses["imitation"] = (1.0, loss)
@@ -140,33 +204,26 @@ class DistillTask:
             # Where the teacher could have gone two ways, L1 chooses one; L2 would paint between.
             loss = nn.functional.smooth_l1_loss(latents, painted, beta=0.1)
             losses["regression"] = (recipe.regression, loss)
+        told = None
         if recipe.adversarial:
-            fooled, told = self._criticism(latents, painted, wanted, generator)
+            real, asked = self._real(painted, wanted, draws)
+            fooled, told = self._criticism(latents, real, wanted, draws, asked)
             losses["adversarial"] = (recipe.adversarial, fooled)
-        logs = {name: loss.detach() for name, (_, loss) in losses.items()}
-        total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
-        logs["student_norm"] = self._descend("student", total)
-
-        if recipe.adversarial:
-            logs["critic"] = told.detach()
-            logs["critic_norm"] = self._descend("critic", told)
-        # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
-        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
-        for _ in range(recipe.lora_updates if wanted_soon else 0):
-            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
-            context = torch.where(dropped.to(device), empty, wanted)
-            denoising = self._denoising(latents.detach(), context, generator)
-            logs["lora"] = denoising.detach()
-            logs["lora_norm"] = self._descend("lora_teacher", denoising)
-        return logs
+        if self.clip is not None:
+            prompts = [self.prompts[row] for row in rows.tolist()]
+            losses["clip"] = (self.clip.weight(step), self.clip(latents, prompts))
+        return losses, told, (latents.detach(), empty, wanted)
 
     def paint(
         self, student: SplitUNet, noise: Tensor, prompt_embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
+        if not self.recipe.shared_encoder:
+            with self.accelerator.autocast():
+                return sequential(student, self.schedule, noise, prompt_embeds)
         return paint(self.accelerator, student, self.schedule, noise, prompt_embeds)
 
-    def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator) -> Tensor:
+    def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
         return score_distillation(
             self.accelerator,
             self.teacher,
@@ -196,13 +253,36 @@ class DistillTask:
         error = (predictions - torch.stack(wanted)).square().mean()
         return error + (latents - z).square().mean()
 
-    def _criticism(
-        self, latents: Tensor, painted: Tensor, prompt_embeds: Tensor, generator: torch.Generator
+    def _real(
+        self, painted: Tensor, prompt_embeds: Tensor, generator: Source
     ) -> tuple[Tensor, Tensor]:
-        """The student's loss and the critic's; both sets noised alike, so details count too."""
+        """What the critic is to call real, with its prompts: teacher samples, images or both."""
+        recipe = self.recipe
+        if not (recipe.images or recipe.world_images):
+            return painted, prompt_embeds
+        count = max(1, round(recipe.images_share * recipe.batch_size))
+        tokens, latents = self.reals.draw(count, generator)
+        embeds = self.embeds.of(tokens).to(prompt_embeds.device)
+        latents = latents.to(prompt_embeds.device)
+        if count == recipe.batch_size:
+            return latents, embeds
+        return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
+
+    def _criticism(
+        self,
+        latents: Tensor,
+        painted: Tensor,
+        prompt_embeds: Tensor,
+        generator: Source,
+        painted_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the critic's; both sets noised alike, so details count too.
+
+        ``painted`` is the real side; its prompts are the student's unless ``painted_embeds`` says.
+        """
+        asked = prompt_embeds if painted_embeds is None else painted_embeds
         low, high = self.recipe.critic_range
-        timesteps = torch.randint(low, high, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
+        timesteps = integers(generator, low, high, len(latents)).to(latents.device)
         noise = self._noise(len(latents), generator)
         critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
         with self.accelerator.autocast():
@@ -210,8 +290,9 @@ class DistillTask:
             fake = self._seen(noised, timesteps, prompt_embeds)
             with torch.no_grad():
                 noised = self.noising.add(painted, noise, timesteps)
-                real = self._seen(noised, timesteps, prompt_embeds)
-        told = tell_apart(critic(real, prompt), critic([f.detach() for f in fake], prompt))
+                real = self._seen(noised, timesteps, asked)
+        seen = critic(real, asked.float().mean(1))
+        told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
         critic.requires_grad_(False)  # the student's loss must not move it
         fooled = fool(critic(fake, prompt))
         critic.requires_grad_(True)
@@ -224,9 +305,7 @@ class DistillTask:
         levels = {skip.shape[-1]: skip for skip in features.skips}  # the last of each size
         return [f.float() for f in (*levels.values(), features.mid)]
 
-    def _denoising(
-        self, latents: Tensor, prompt_embeds: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def _denoising(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
         """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
         return denoising(
             self.accelerator,
@@ -238,11 +317,11 @@ class DistillTask:
             levels=self.recipe.lora_range,
         )
 
-    def _noise(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *self.shape), generator=generator).to(self.accelerator.device)
+    def _noise(self, count: int, generator: Source) -> Tensor:
+        return normal(generator, (count, *self.shape)).to(self.accelerator.device)
 
-    def _descend(self, name: str, loss: Tensor) -> Tensor:
-        return descend(self.accelerator, self.optimizers[name], loss, self.recipe.grad_clip)
+    def _settle(self, name: str) -> Tensor:
+        return settle(self.accelerator, self.optimizers[name], self.recipe.grad_clip)
 
     @torch.no_grad()
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
@@ -250,11 +329,28 @@ class DistillTask:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         noise = self._noise(len(prompts), generator)
         tokens = tokenize(self.pipeline.tokenizer, prompts).to(noise.device)
-        context = self.pipeline.text_encoder(tokens)[0]
+        context = self.embeds.of(tokens).to(noise.device)
         _, latents = self.paint(SplitUNet(modules["student"]), noise, context)
         vae = self.pipeline.vae
         images = vae.decode(latents / vae.config.scaling_factor).sample
         return grid(images, columns=8)
+
+    def foresee(self, accelerator: Accelerator) -> list[str]:
+        """Parameters, memory and time, before anything starts."""
+        from .plan import plan
+
+        try:
+            return plan(self, accelerator).lines()
+        except Exception as error:  # a forecast is no reason not to set out
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            return [f"memory and time could not be foreseen: {why}"]
+
+    @torch.no_grad()
+    def validate(self, modules: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The pictures of prompts that are not learned from, measured."""
+        from .validate import measure
+
+        return measure(self, modules["student"])
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
         parts = self.pipeline.components
@@ -268,27 +364,8 @@ class DistillTask:
             steps=self.recipe.decoders,
             timesteps=timesteps,
         ).save_pretrained(folder)
+        (folder / "README.md").write_text(card(self.recipe, self.schedule), encoding="utf-8")
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def _prompts(recipe: DistillRecipe) -> list[str]:
-    """The prompts, shuffled once with the recipe's seed."""
-    if recipe.world is not None:
-        world = World(**recipe.world.model_dump())
-        return [s.caption for s in world.scenes(WORLD_PROMPTS, recipe.seed + 7)]
-    if recipe.prompts is None:
-        raise TiueError("The recipe names neither `prompts` nor `world`: give a file of prompts.")
-    try:
-        lines = recipe.prompts.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise TiueError(
-            f"Prompts {recipe.prompts} cannot be read ({error.strerror}): check the path."
-        ) from None
-    prompts = sorted({line.strip() for line in lines} - {""})
-    if not prompts:
-        raise TiueError(f"{recipe.prompts} holds no prompt: write one a line.")
-    random.Random(recipe.seed).shuffle(prompts)
-    return prompts

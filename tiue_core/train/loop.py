@@ -25,6 +25,8 @@ from ..errors import TiueError
 from . import checkpoint
 from .recipe import Recipe
 
+BUCKET = 25_000_000  #: gradients a message between processes
+
 
 class LossError(TiueError):
     """A loss that is no number. Raised before it moves a weight."""
@@ -74,6 +76,17 @@ def adam(
     recipe: Recipe, parameters: Iterable[nn.Parameter], learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
     """The recipe's AdamW over what learns; without weight decay it is the authors' Adam."""
+    if recipe.optimizer == "adamw8bit":
+        if find_spec("bitsandbytes") is None:
+            raise TiueError("8-bit Adam needs bitsandbytes: pip install 'tiue[eightbit]'")
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(
+            list(parameters),
+            learning_rate or recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
     return torch.optim.AdamW(
         parameters,
         learning_rate or recipe.learning_rate,
@@ -89,16 +102,44 @@ def descend(
     clip: float,
 ) -> torch.Tensor:
     """Backward, mean over processes, clip to norm ``clip``, step; returns the norm before."""
+    gather(accelerator, loss)
+    return settle(accelerator, optimizer, clip)
+
+
+def gather(accelerator: Accelerator, loss: torch.Tensor) -> None:
+    """Backward; a loss that is no number moves nothing."""
+    if not torch.isfinite(loss):
+        raise LossError(
+            f"the loss is {loss.item()}: resume from the checkpoint with a lower learning rate, or "
+            "another precision"
+        )
     accelerator.backward(loss)
+
+
+def settle(accelerator: Accelerator, optimizer: torch.optim.Optimizer, clip: float) -> torch.Tensor:
+    """Mean over processes, clip to norm ``clip``, step; returns the norm before."""
     learned = [p for group in optimizer.param_groups for p in group["params"]]
     if accelerator.num_processes > 1:
-        for parameter in learned:
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+        _mean_over_processes(accelerator, [p for p in learned if p.grad is not None])
     norm = accelerator.clip_grad_norm_(learned, clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _mean_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Gradients averaged, many in one message."""
+    bucket: list[nn.Parameter] = []
+    for index, parameter in enumerate(parameters):
+        bucket.append(parameter)
+        full = sum(p.numel() for p in bucket) >= BUCKET
+        if full or index + 1 == len(parameters):
+            grads = [p.grad for p in bucket if p.grad is not None]
+            flat = torch.cat([grad.float().flatten() for grad in grads])
+            flat = accelerator.reduce(flat, reduction="mean")
+            for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
+            bucket = []
 
 
 class Average:
@@ -140,6 +181,7 @@ def train(
     *,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    announce: Callable[[str], None] | None = None,
 ) -> Path:
     """Run ``recipe`` from its last checkpoint to its end; returns the folder of the result.
 
@@ -155,8 +197,13 @@ def train(
     averages = Average({name: task.modules[name] for name in task.averaged}, recipe.ema)
     shadows = averages.modules if recipe.ema else {}
     folder = recipe.out / "checkpoints"
-    start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers)
+    about = recipe.model_dump(mode="json")
+    start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers, about)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
+    foresee = getattr(task, "foresee", None)
+    if foresee and announce and start == 0 and accelerator.is_main_process:
+        for line in foresee(accelerator):
+            announce(line)
     task.prepare(accelerator)
     for name, optimizer in task.optimizers.items():  # fp16 needs its scaler between the two
         task.optimizers[name] = accelerator.prepare_optimizer(optimizer)
@@ -169,23 +216,27 @@ def train(
     result = recipe.out / "result"
     for step in range(start, recipe.steps):
         if stop():
-            checkpoint.save(folder, step, task.modules, shadows, task.optimizers)
+            networks = task.modules, shadows, task.optimizers
+            checkpoint.save(folder, step, *networks, about, keep=recipe.keep)
             raise Stopped(f"stopped after {step} of {recipe.steps} updates")
         for name, optimizer in task.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = bases[name] * rate(recipe, step)
+        process = 0 if getattr(task, "shared_draws", False) else accelerator.process_index
         try:
-            logs = task.update(step, generator_for(recipe, step, accelerator.process_index))
+            logs = task.update(step, generator_for(recipe, step, process))
         except LossError as error:
             if accelerator.is_main_process and step:
                 task.export(shown, result)
-            raise LossError(f"{error} at update {step + 1} of {recipe.steps}") from None
+            raise LossError(f"At update {step + 1} of {recipe.steps} {error}.") from None
         if recipe.ema:
             averages.update(task.modules, step)
         done = step + 1
         if done % recipe.log_every == 0:
-            values = {name: float(value) for name, value in logs.items()}
+            values = {name: float(_mean(accelerator, value)) for name, value in logs.items()}
             now = time.perf_counter()
+            if validates(recipe, done) and accelerator.is_main_process:
+                values.update(task.validate(shown))  # type: ignore[attr-defined]
             values["samples_per_second"] = (done - since) * recipe.batch_size / (now - clock)
             clock, since = now, done
             accelerator.log(values, step=done)
@@ -196,13 +247,26 @@ def train(
                     progress(done, recipe.steps, values)
         if accelerator.is_main_process:
             if done % recipe.checkpoint_every == 0 or done == recipe.steps:
-                checkpoint.save(folder, done, task.modules, shadows, task.optimizers)
+                networks = task.modules, shadows, task.optimizers
+                checkpoint.save(folder, done, *networks, about, keep=recipe.keep)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _save_sample(task, shown, recipe.out / "samples", done)
     if accelerator.is_main_process:
         task.export(shown, result)
     accelerator.end_training()
     return result
+
+
+def validates(recipe: Recipe, done: int) -> bool:
+    """Whether a line of the log carries measurements of the pictures."""
+    every = getattr(recipe, "validate_every", 0)
+    return bool(every) and done // every > (done - recipe.log_every) // every
+
+
+def _mean(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    if accelerator.num_processes == 1:
+        return value
+    return accelerator.reduce(value.detach().float(), reduction="mean")
 
 
 @torch.no_grad()

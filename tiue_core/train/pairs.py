@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .diffusion import guided
+from .draws import Source, integers
 
 logger = logging.getLogger("tiue.train")
 
@@ -34,15 +35,15 @@ class Pairs:
     noise: Tensor
     latents: Tensor
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = torch.randint(len(self.rows), (count,), generator=generator)
+    def draw(self, count: int, source: Source) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = integers(source, 0, len(self.rows), count)
         return self.rows[chosen], self.noise[chosen], self.latents[chosen]
 
 
 def teacher_pairs(
     folder: Path,
     pipeline: Any,
-    tokens: Tensor,
+    tokens: Any,
     empty: Tensor,
     shape: tuple[int, int, int],
     accelerator: Accelerator,

@@ -7,11 +7,12 @@ student from a teacher). A recipe for Stable Diffusion 2.1 is another YAML file,
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import TiueError
 
@@ -36,6 +37,9 @@ class Recipe(Strict):
 
     out: Path = Field(description="folder of the run: checkpoints, samples, TensorBoard, result")
     seed: int = 0
+    data_seed: int | None = Field(
+        None, description="seed of prompts, teacher samples and images; `seed` if null"
+    )
     steps: int = Field(gt=0, description="number of updates")
     batch_size: int = Field(gt=0, description="samples per process and update")
     learning_rate: float = Field(gt=0)
@@ -51,6 +55,10 @@ class Recipe(Strict):
     checkpoint_every: int = Field(500, gt=0)
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
+    keep: int = Field(1, gt=0, description="checkpoints that stay; older ones go")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit keeps its state in 8 bits (bitsandbytes)"
+    )
 
 
 class AutoencoderRecipe(Recipe):
@@ -111,7 +119,18 @@ class DistillRecipe(Recipe):
 
     task: Literal["distill"]
     teacher: str = Field(description="a diffusers folder or hub id")
-    prompts: Path | None = Field(None, description="a text file, a prompt a line")
+    prompts: str | None = Field(
+        None,
+        description="a file: text (a prompt a line), .jsonl (JourneyDB's too), .parquet or .csv; "
+        "or hub:OWNER/NAME[:SPLIT]",
+    )
+    prompt_column: str | None = Field(None, description="where they are in jsonl and tables")
+    embeddings: Path | None = Field(
+        None, description="folder that keeps the prompts' embeddings; null = the text encoder runs"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="parts of `batch_size` whose gradients make one update"
+    )
     world: WorldConfig | None = Field(None, description="or prompts made by the stickers world")
     decoders: int = Field(4, ge=1, description="K")
     timesteps: list[int] | None = Field(
@@ -126,8 +145,17 @@ class DistillRecipe(Recipe):
     guidance: float = 4.5
     vsd_range: tuple[int, int] = (20, 981)
     lora_range: tuple[int, int] = (0, 1000)
-    kl_weight: float = 0.1
-    drop_prompt: float = 0.1
+    shared_encoder: bool = Field(
+        True, description="false: the same K steps in sequence, an encoder pass each (to compare)"
+    )
+    kl_weight: float = Field(0.1, ge=0)
+    kl_batch: int | None = Field(
+        None,
+        gt=0,
+        description="the KL term is summed over so many pictures; null = over `batch_size`, as the "
+        "authors' code has it",
+    )
+    drop_prompt: float = Field(0.1, ge=0, le=1)
     imitate: int = Field(
         0,
         ge=0,
@@ -151,8 +179,44 @@ class DistillRecipe(Recipe):
     critic_range: tuple[int, int] = Field(
         (20, 501), description="noise levels at which the critic looks"
     )
+    images: Path | None = Field(
+        None, description="a folder of real images with metadata.jsonl (file_name, text)"
+    )
+    world_images: int = Field(0, ge=0, description="or so many scenes of `world`, rendered")
+    images_from: Path | None = Field(
+        None, description="folder that keeps the images' latents; `images` of the run if null"
+    )
+    images_share: float = Field(
+        1.0, gt=0, le=1, description="share of the critic's real side that is images, if there are"
+    )
+    clip: float = Field(0.0, ge=0, description="weight of the CLIP term at first; falls to 0")
+    clip_margin: float = Field(0.35, gt=0, lt=1, description="cosine that satisfies it (tau)")
+    clip_model: str | None = Field(None, description="a CLIP folder or hub id with safetensors")
     gradient_checkpointing: bool = False
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what the networks are held in; bfloat16 where memory is short"
+    )
+    validate_every: int = Field(0, ge=0, description="updates between two measurements; 0 = none")
+    validate_count: int = Field(64, ge=16, description="pictures a measurement")
     init: Path | None = Field(None, description="start the student's UNet from this folder")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DistillRecipe:
+        if self.timesteps is not None and len(self.timesteps) != self.decoders:
+            raise ValueError(f"decoders is {self.decoders} but timesteps lists {self.timesteps}")
+        for name in ("vsd_range", "lora_range", "critic_range"):
+            low, high = getattr(self, name)
+            if not 0 <= low < high <= 1000:
+                raise ValueError(f"{name} is [{low}, {high}]: give 0 <= low < high <= 1000")
+        if (self.regression or self.adversarial) and not self.pairs:
+            raise ValueError("regression and adversarial look at teacher samples: set `pairs`")
+        if (self.images or self.world_images) and not self.adversarial:
+            raise ValueError("images are shown to the critic: set `adversarial`")
+        if self.clip and self.clip_model is None:
+            raise ValueError("the CLIP term needs a model: set `clip_model`")
+        if self.validate_every and self.world is None and self.clip_model is None:
+            raise ValueError("validation needs `world` (its judge) or `clip_model`")
+        return self
 
 
 class LoraRecipe(Recipe):
@@ -239,4 +303,13 @@ def checked(kind: type[Some], content: Any, where: str = "") -> Some:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise TiueError(f"{where}{key or 'file'}: {first['msg']}.") from None
+        what = first["msg"].removeprefix("Value error, ").rstrip(".")
+        if first["type"] == "extra_forbidden":
+            close = get_close_matches(key, kind.model_fields, n=1)
+            what = "there is no such key" + (f", did you mean {close[0]}" if close else "")
+        raise TiueError(f"{where}{key + ': ' if key else ''}{what}.") from None
+
+
+def data_seed(recipe: Recipe) -> int:
+    """The seed of what is learned from, apart from the seed of the learning."""
+    return recipe.seed if recipe.data_seed is None else recipe.data_seed

@@ -10,7 +10,11 @@ from .loop import train
 from .recipe import LoraRecipe, Recipe
 
 
-def run(recipe: Recipe, progress: Callable[..., None] | None = None) -> Path:
+def run(
+    recipe: Recipe,
+    progress: Callable[..., None] | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Path:
     """Train what ``recipe`` describes; returns the folder of the result (a LoRA's file)."""
     if isinstance(recipe, LoraRecipe):
         from .lora.run import train_lora
@@ -26,4 +30,4 @@ def run(recipe: Recipe, progress: Callable[..., None] | None = None) -> Path:
         from .teacher import TeacherTask as make
     else:
         from .distill import DistillTask as make
-    return train(recipe, make, progress=progress)
+    return train(recipe, make, progress=progress, announce=announce)

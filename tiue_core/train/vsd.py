@@ -17,6 +17,7 @@ from torch import Tensor
 from ..schedule import OneWaySchedule
 from ..unet import SplitUNet
 from .diffusion import Noising, guided
+from .draws import Source, integers, normal
 
 
 def paint(
@@ -41,7 +42,7 @@ def score_distillation(
     noising: Noising,
     latents: Tensor,
     prompt_embeds: Tensor,
-    generator: torch.Generator,
+    generator: Source,
     *,
     guidance: float,
     levels: tuple[int, int],
@@ -66,7 +67,7 @@ def denoising(
     noising: Noising,
     latents: Tensor,
     prompt_embeds: Tensor,
-    generator: torch.Generator,
+    generator: Source,
     *,
     levels: tuple[int, int],
 ) -> Tensor:
@@ -99,8 +100,8 @@ def plain(unet: Any) -> Iterator[None]:
 
 
 def _noise_like(
-    latents: Tensor, generator: torch.Generator, levels: tuple[int, int]
+    latents: Tensor, generator: Source, levels: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    timesteps = torch.randint(*levels, (len(latents),), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = integers(generator, *levels, len(latents))
+    noise = normal(generator, tuple(latents.shape))
     return timesteps.to(latents.device), noise.to(latents.device)

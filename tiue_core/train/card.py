@@ -1,0 +1,38 @@
+"""The model card of a student that was just made."""
+
+from __future__ import annotations
+
+import yaml
+
+from ..schedule import OneWaySchedule
+from .recipe import DistillRecipe
+
+_CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+base_model: {teacher}
+---
+
+# A one-pass student of {teacher}
+
+{how} Made by `tiue distill` (One-Way Ticket, CVPR 2025); the licence is its teacher's.
+
+    tiue generate "a prompt" --student THIS_FOLDER
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+_SHARED = "Paints in one pass: the encoder once, the decoder for t = {t} at once."
+_APART = (
+    "Made to be compared with: it paints by {k} passes in sequence (DDIM, no guidance, t = {t}); "
+    "in one pass its pictures are not what it learned."
+)
+
+
+def card(recipe: DistillRecipe, schedule: OneWaySchedule) -> str:
+    times = ", ".join(str(t) for t in schedule.timesteps.tolist())
+    how = (_SHARED if recipe.shared_encoder else _APART).format(t=times, k=len(schedule))
+    made = recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
+    return _CARD.format(teacher=recipe.teacher, how=how, recipe=yaml.safe_dump(made))

@@ -1,0 +1,240 @@
+"""What a distillation will take, found before it starts: memory, work and time.
+
+The update itself is rehearsed on tensors that have a shape and no data, and every byte that would
+be allocated is counted while it would be alive. So what is added to the update is in the estimate.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..unet import SplitUNet
+from . import distill
+from .diffusion import Noising
+from .distill import DistillTask
+from .pairs import Pairs
+from .reals import Reals
+from .recipe import DistillRecipe
+
+GIB = 1 << 30
+LIBRARIES = 0.6e9  #: what Python, torch and the others take of a CPU's memory
+CONTEXT = 0.8e9  #: what CUDA's context and kernels take of a GPU's
+SHARE = 0.4  #: of a large product's speed, that a whole update reaches; the rest waits for memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes are a process's; ``flops`` are an update's of one process."""
+
+    student: int  # parameters that learn
+    adapters: int  # parameters of the LoRA teacher's adapters
+    critic: int
+    processes: int
+    batch: int  # samples an update, all processes
+    updates: int
+    resting: int  # bytes of weights, averages and optimizers
+    peak: int  # bytes at the worst moment of an update
+    flops: int
+    seconds: float  # an update, a rough guess until the first ones are timed
+
+    def lines(self) -> list[str]:
+        """For people."""
+        total = self.seconds * self.updates
+        return [
+            f"learns: student {self.student / 1e6:.1f} M, adapters {self.adapters / 1e6:.1f} M"
+            + (f", critic {self.critic / 1e6:.2f} M" if self.critic else ""),
+            f"{self.updates} updates of {self.batch} prompts on {self.processes} "
+            f"process{'es' if self.processes > 1 else ''}",
+            f"memory of each: {self.peak / GIB:.1f} GiB at most, "
+            f"{self.resting / GIB:.1f} GiB of it weights, averages and optimizers",
+            f"an update: {self.flops / 1e12:.3g} TFLOP each, about {_spell(self.seconds)}; "
+            f"all of them about {_spell(total)}",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(task: DistillTask, accelerator: Accelerator) -> Plan:
+    """Rehearse an update of ``task``, which may be prepared or not."""
+    recipe = task.recipe
+    peak, resting, flops = rehearse(task, accelerator)
+    cuda = accelerator.device.type == "cuda"
+    peak += int(CONTEXT if cuda else LIBRARIES)
+    modules = task.modules
+    count = {
+        name: sum(p.numel() for p in module.parameters() if p.requires_grad)
+        for name, module in modules.items()
+    }
+    processes = accelerator.num_processes
+    return Plan(
+        student=count["student"],
+        adapters=count["lora_teacher"],
+        critic=count.get("critic", 0),
+        processes=processes,
+        batch=recipe.batch_size * recipe.accumulate * processes,
+        updates=recipe.steps,
+        resting=resting,
+        peak=peak,
+        flops=flops,
+        seconds=flops / (SHARE * _speed(accelerator)),
+    )
+
+
+class _Living(TorchDispatchMode):
+    """Bytes of all storages that operations made and something still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._seen: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self.now -= size
+
+        self._seen[storage] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class _Rehearsed(DistillTask):
+    """The task on tensors without data: nothing is loaded, the work is the same."""
+
+    def __init__(self, recipe: DistillRecipe, like: DistillTask):
+        self._like = like
+        super().__init__(recipe)
+
+    def _load(self) -> None:
+        like = self._like.pipeline
+        self.pipeline = SimpleNamespace(  # only what an update needs
+            unet=_twin(like.unet), vae=like.vae, scheduler=like.scheduler, text_encoder=None
+        )
+        self.prompts, self.empty, self.schedule = ["", ""], self._like.empty, self._like.schedule
+        self.tokens = self._like.tokens
+
+    def _copy(self, unet: Any) -> Any:
+        return _twin(unet)
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        recipe, self.accelerator = self.recipe, accelerator
+        device, count = accelerator.device, 2 * recipe.batch_size
+        self.student = SplitUNet(self.modules["student"].to(device))
+        self.teacher.to(device)
+        if "critic" in self.modules:
+            self.modules["critic"].to(device)
+        noising = Noising.from_scheduler(self.pipeline.scheduler)
+        self.noising = Noising(torch.empty_like(noising.alphas, device=device))
+        shape = (1, self.empty.shape[1], self.teacher.config.cross_attention_dim)
+        kind = next(self.teacher.parameters()).dtype
+        embeds = torch.empty(shape, device=device, dtype=kind)
+        some = torch.empty(count, *self.shape)
+        self.pairs = Pairs(torch.zeros(count, dtype=torch.int64), some, some)
+        self.reals = Reals(torch.zeros(count, shape[1], dtype=torch.int64), some)
+        self.embeds = _Embeds(embeds)  # type: ignore[assignment]
+        self.clip = None
+
+
+class _Embeds:
+    def __init__(self, one: Tensor):
+        self.one = one
+
+    def of(self, tokens: Tensor) -> Tensor:
+        return self.one.expand(len(tokens), -1, -1).contiguous()
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.of(rows), self.of(rows)
+
+
+def _twin(unet: Any) -> Any:
+    """A UNet of the same config, dtype and settings, initialised here and now."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(next(unet.parameters()).dtype)
+    try:
+        made = type(unet).from_config(unet.config)
+    finally:
+        torch.set_default_dtype(before)
+    return made.eval().requires_grad_(False)
+
+
+def rehearse(task: DistillTask, accelerator: Accelerator) -> tuple[int, int, int]:
+    """Bytes at the peak, bytes at rest and FLOPs of an update, after one that made Adam's state."""
+    recipe = task.recipe.model_copy(update={"clip": 0.0, "optimizer": "adamw", "init": None})
+    # Without data nothing can move; what is asked to go somewhere is there already.
+    still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)
+    # Nor can a loss be looked at.
+    blind = patch.object(distill, "gather", lambda _, loss: loss.backward())
+    with still, blind, FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
+        twin = _Rehearsed(recipe, task)
+        twin.prepare(_Alone(accelerator))  # type: ignore[arg-type]
+        average = [torch.empty_like(p) for p in twin.modules["student"].parameters() if recipe.ema]
+        step = recipe.steps - 1  # every term is at work
+        twin.update(step, torch.Generator())
+        resting, living.peak = living.now, living.now
+        with FlopCounterMode(display=False) as flops:
+            twin.update(step, torch.Generator())
+        peak, total = living.peak, flops.get_total_flops()
+        del average
+    return peak, resting, total
+
+
+class _Alone:
+    """An accelerator's device and precision, without its processes and its scaler."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.autocast, device = accelerator.autocast, accelerator.device
+        # Several processes call the CPU cpu:0, which tensors without data take for another one.
+        self.device = torch.device("cpu") if device.type == "cpu" else device
+        self.process_index, self.num_processes = 0, 1
+
+    def clip_grad_norm_(self, parameters: Any, limit: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def _spell(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.2g} seconds"
+
+
+def _speed(accelerator: Accelerator) -> float:
+    """FLOP/s of a product of two large matrices, in the recipe's precision, measured."""
+    device = accelerator.device
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    kind = kinds.get(accelerator.mixed_precision, torch.float32)
+    side = 4096 if device.type == "cuda" else 768
+    a = torch.randn(side, side, device=device).to(kind)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

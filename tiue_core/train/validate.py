@@ -1,0 +1,56 @@
+"""What a student in training paints, measured: the judge's verdict, or CLIP's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..unet import SplitUNet
+
+if TYPE_CHECKING:
+    from .distill import DistillTask
+
+BATCH = 16
+SEED = 910_000  #: of scenes and noises that no training and no evaluation uses
+
+
+def measure(task: DistillTask, student: Any) -> dict[str, float]:
+    """``val_fidelity`` and ``val_fid`` in the stickers world, else ``val_clip`` (mean cosine)."""
+    recipe, count = task.recipe, task.recipe.validate_count
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(count, *task.shape, generator=generator).to(task.accelerator.device)
+    if recipe.world is None:
+        rows = torch.arange(count) % len(task.prompts)
+        prompts = [task.prompts[row] for row in rows.tolist()]
+    else:
+        from ..stickers.world import World
+
+        world = World(recipe.world.kinds, recipe.world.backgrounds, pairs=0)
+        scenes = world.scenes(count, SEED)
+        prompts = [scene.caption for scene in scenes]
+    found, unet = [], SplitUNet(student)
+    for first in range(0, count, BATCH):
+        from .diffusion import tokenize
+
+        tokens = tokenize(task.pipeline.tokenizer, prompts[first : first + BATCH])
+        embeds = task.embeds.of(tokens).to(noise.device)
+        found.append(task.paint(unet, noise[first : first + BATCH], embeds)[1])
+    latents = torch.cat(found)
+    if recipe.world is None:
+        assert task.clip is not None
+        return {"val_clip": float(task.clip.cosines(latents, prompts).mean())}
+    from ..evaluate.metrics import frechet_distance
+    from ..evaluate.stickers import look
+    from ..stickers.judge import Judge, labels, right
+    from .autoencoder import render_pool, to_unit
+
+    judge, vae = Judge.load(), task.pipeline.vae
+    images = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.split(BATCH)]
+    things, background, features = look(judge, torch.cat(images).float().cpu().clamp(-1, 1))
+    hits, grounds = right((things, background), labels(world, scenes))
+    real = look(judge, to_unit(render_pool(world, count, SEED + 1)))[2]
+    return {
+        "val_fidelity": float((hits & grounds).float().mean()),
+        "val_fid": frechet_distance(real, features),
+    }
