@@ -214,7 +214,8 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
 
     monkeypatch.setattr(stages.TransferStage, "_pictures", spoilt)
     one = recipe()
-    with pytest.raises(LossError, match=r"At update 2 of 2 the .*nan: the last good weights are in"):
+    told = r"At update 2 of 2 the .*nan: the last good weights are in"
+    with pytest.raises(LossError, match=told):
         train_lora(one)
     assert not one.out.exists()
     kept = run_folder(one.out) / "teacher" / "result" / stages.RESULT

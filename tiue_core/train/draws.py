@@ -22,7 +22,7 @@ class Draws:
     shares: int = 1
 
 
-Source = torch.Generator | Draws  #: a generator alone is the only share
+Source = torch.Generator | Draws | None  #: a generator alone, or torch's own, is the only share
 
 
 def integers(source: Source, low: int, high: int, count: int) -> Tensor:
@@ -43,8 +43,8 @@ def uniform(source: Source, shape: tuple[int, ...]) -> Tensor:
     return torch.rand((total, *shape[1:]), generator=generator)[mine]
 
 
-def _share(source: Source, count: int) -> tuple[torch.Generator, int, slice]:
-    if isinstance(source, torch.Generator):
+def _share(source: Source, count: int) -> tuple[torch.Generator | None, int, slice]:
+    if not isinstance(source, Draws):
         return source, count, slice(None)
     first = source.share * count
     return source.generator, source.shares * count, slice(first, first + count)
