@@ -21,8 +21,9 @@ from accelerate import Accelerator
 
 from tiue_core.bench.memory import Peak
 from tiue_core.bench.shapes import models
+from tiue_core.speed.cpu import give_back_pages
 from tiue_core.train.diffusion import Noising
-from tiue_core.train.lora.memory import estimate, give_back
+from tiue_core.train.lora.memory import estimate
 from tiue_core.train.lora.parts import Group, Parts, Prior
 from tiue_core.train.lora.stages import StudentStage, TransferStage
 from tiue_core.train.pairs import Pairs
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="without gradient checkpointing")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    give_back()
+    give_back_pages()
     report = {}
     for method in arguments.method:
         recipe = LoraRecipe(

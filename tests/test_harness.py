@@ -338,11 +338,12 @@ def test_the_page_holds_its_data_safely() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_the_page_in_a_browser(
+    whole: tuple[Path, dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
     import os
     import shutil
 
-    sync_api = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = os.environ.get("TIUE_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if browser is None:
@@ -350,25 +351,25 @@ def test_the_page_in_a_browser(whole: tuple[Path, dict[str, Any]]) -> None:
     out, result = whole
     report.write_report(result, out)
     prompts, wrong = result["data"]["prompts"], []
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 390, "height": 800})
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda request: wrong.append(request.url))
-        page.goto((out / "index.html").as_uri())
-        page.keyboard.press("ArrowRight")
-        assert page.inner_text("#prompt") == prompts[1]
-        page.keyboard.press("ArrowLeft")
-        page.keyboard.press("ArrowLeft")
-        assert page.inner_text("#prompt") == prompts[-1]
-        word = prompts[3].split()[-2]
-        page.fill("#search", word)
-        assert page.inner_text("#total") == f"of {sum(word in one for one in prompts)}"
-        page.uncheck("#which input >> nth=0")
-        assert page.locator("figure").count() == len(SYSTEMS) - 1
-        page.wait_for_function("[...document.images].every((image) => image.naturalWidth)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        chromium.close()
+    playwright = request.getfixturevalue("playwright_driver")
+    chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(request.url))
+    page.goto((out / "index.html").as_uri())
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#prompt") == prompts[1]
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#prompt") == prompts[-1]
+    word = prompts[3].split()[-2]
+    page.fill("#search", word)
+    assert page.inner_text("#total") == f"of {sum(word in one for one in prompts)}"
+    page.uncheck("#which input >> nth=0")
+    assert page.locator("figure").count() == len(SYSTEMS) - 1
+    page.wait_for_function("[...document.images].every((image) => image.naturalWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    chromium.close()
     assert not wrong
 
 

@@ -19,10 +19,10 @@ from tiue_core.errors import TiueError
 from tiue_core.train.loop import LossError, Stopped
 from tiue_core.train.lora import stages
 from tiue_core.train.lora.kohya import kohya_tensors, lora_parameters, write
-from tiue_core.train.lora.memory import Live
 from tiue_core.train.lora.pictures import bucket_of, read_pictures
 from tiue_core.train.lora.run import check_loads, loss_curve, run_folder, train_lora
 from tiue_core.train.recipe import LoraRecipe, checked
+from tiue_core.train.rehearsal import Live
 
 SMALL = {"steps": 2, "student_steps": 2, "batch_size": 1, "priors": 2, "pairs": 2, "rank": 2,
          "alpha": 2, "pair_steps": 2, "targets": ["to_k", "conv1"], "checkpoint_every": 1,

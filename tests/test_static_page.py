@@ -18,7 +18,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 if CHROMIUM is None or shutil.which("npm") is None:
     pytest.skip("needs chromium and npm", allow_module_level=True)
 
@@ -43,11 +43,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        made = chromium(driver, "--disable-gpu")
-        yield made
-        made.close()
+def browser(playwright_driver: Any) -> Iterator[Any]:
+    made = chromium(playwright_driver, "--disable-gpu")
+    yield made
+    made.close()
 
 
 def generate(out: Path, *arguments: object) -> np.ndarray:

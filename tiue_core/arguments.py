@@ -27,6 +27,14 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return int(value)
 
 
+def latent_side(name: str, pixels: int, factor: int) -> int:
+    """A picture's side in latents of ``factor`` px, or one line that says what to give."""
+    if pixels % factor:
+        near = max(round(pixels / factor), 1) * factor
+        raise ValueError(f"{name} is {pixels}: give a multiple of {factor}, such as {near}")
+    return pixels // factor
+
+
 def texts_of(name: str, given: Any) -> list[str]:
     """A prompt or a list of them, each on one line with single spaces."""
     texts = [given] if isinstance(given, str) else given

@@ -69,6 +69,17 @@ def write_atomically(
             temporary.unlink()
 
 
+def to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, would survive a power cut."""
+    if os.name != "posix":  # elsewhere folders cannot be opened, nor what is only read be flushed
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def check_writable(folder: Path) -> None:
     """Make `folder` and write a byte in it, so that hours of work do not end in an error.
 

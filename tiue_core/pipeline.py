@@ -27,7 +27,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .arguments import one_of, seeds_of, texts_of, whole
+from .arguments import latent_side, one_of, seeds_of, texts_of, whole
 from .folders import reading
 from .schedule import STEPS, OneWaySchedule
 from .speed.embeddings import Embeddings
@@ -326,12 +326,9 @@ class TiuePipeline(
         shape = [channels]
         for name, given, side in zip(("height", "width"), (height, width), sides, strict=True):
             pixels = side * factor if given is None else whole(name, given, 1)
-            if pixels % factor:
-                near = max(round(pixels / factor), 1) * factor
-                raise ValueError(f"{name} is {pixels}: give a multiple of {factor}, such as {near}")
+            shape.append(latent_side(name, pixels, factor))
             if latents is not None and pixels != side * factor:
                 raise ValueError(f"{name} is {pixels} but the latents make {side * factor}")
-            shape.append(pixels // factor)
         return shape[0], shape[1], shape[2]
 
     def load_draft(self, source: Any = None, accept_license: bool = False) -> None:

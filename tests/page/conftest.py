@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
-from served import chromium, served
+from served import browser, chromium, served
 
 _missing: list[str] = []
 
@@ -33,12 +33,10 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def one_browser() -> Iterator[Any]:
+def one_browser(request: pytest.FixtureRequest) -> Iterator[Any]:
     if chromium() is None:
         _skip("no Chromium: apt-get install chromium, or $TIUE_CHROMIUM")
-    from served import browser
-
-    with browser() as one:
+    with browser(request.getfixturevalue("playwright_driver")) as one:
         yield one
 
 

@@ -50,8 +50,10 @@ TABS = {"live": live, "inside": inside, "lists": lists, "compare": compare}
 
 
 def main(folder: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
     folder.mkdir(parents=True, exist_ok=True)
-    with served() as (url, _), browser() as one:
+    with served() as (url, _), sync_playwright() as driver, browser(driver) as one:
         for mode, (size, scheme) in MODES.items():
             page = one.new_page(viewport=size, color_scheme=scheme)
             page.goto(f"{url}/?__theme={scheme}", timeout=SLOW)

@@ -65,17 +65,13 @@ def served(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        try:
-            yield one
-        finally:
-            one.close()
+def browser(driver: Any) -> Iterator[Any]:
+    """A Chromium of a Playwright that was started."""
+    one = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+    try:
+        yield one
+    finally:
+        one.close()
 
 
 def shown(page: Any, prompt: str, seed: int | None = None) -> Any:

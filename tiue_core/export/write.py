@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files import check_writable, explain
+from ..files import check_writable, explain, to_disk
 from . import metadata
 from .store import need_onnx, save_onnx, save_pt2
 from .trace import program, traced
@@ -91,8 +90,7 @@ def _in_place(folder: Path, path: Path) -> list[Path]:
     """Give finished files their names: the weights first, then the graph that needs them."""
     files = sorted(folder.iterdir(), reverse=True)
     for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        to_disk(file)
     placed = [file.replace(path.with_name(file.name)) for file in files]
     if len(placed) == 1:  # weights of an earlier, larger graph of this name are nobody's now
         path.with_name(path.name + ".data").unlink(missing_ok=True)

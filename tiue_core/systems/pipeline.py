@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import one_of, seeds_of, texts_of, whole
+from ..arguments import latent_side, one_of, seeds_of, texts_of, whole
 from ..pipeline import OUTPUT_TYPES, TiueOutput, _joined
 from . import recipes
 from .system import System
@@ -85,10 +85,7 @@ class SystemPipeline:
         factor, sides = self.vae_scale_factor, []
         for name, given in (("height", height), ("width", width)):
             side = self.pixels if given is None else whole(name, given, 1)
-            if side % factor:
-                near = max(round(side / factor), 1) * factor
-                raise ValueError(f"{name} is {side}: give a multiple of {factor}, such as {near}")
-            sides.append(side // factor)
+            sides.append(latent_side(name, side, factor))
         prompts = [text for text in texts_of("prompt", prompt) for _ in range(count)]
         seeds = seeds_of(seed, len(prompts))
         shape, batches = (self.unet.config.in_channels, *sides), []

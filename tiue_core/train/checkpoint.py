@@ -7,7 +7,6 @@ so an interrupted run continues exactly where an uninterrupted one would be.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import TiueError
+from ..files import to_disk
 
 #: Recipe keys that say where, how long and how often, not what is learned.
 MAY_CHANGE = {
@@ -86,10 +86,10 @@ def save(
     state = {"step": step, "recipe": dict(recipe or {})}
     (partial / "state.json").write_text(json.dumps(state, indent=1))
     for file in (*partial.iterdir(), partial):
-        _to_disk(file)
+        to_disk(file)
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
-    _to_disk(folder)
+    to_disk(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final
@@ -136,17 +136,6 @@ def _check_recipe(checkpoint: Path, recipe: Mapping[str, Any]) -> None:
             f"Checkpoint {checkpoint} was made by another recipe ({key}: {made[key]}, now "
             f"{recipe.get(key)}): give the run another `out`, or delete the checkpoint."
         )
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, would survive a power cut."""
-    if os.name != "posix":  # folders cannot be opened elsewhere
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _trainable(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -43,8 +43,16 @@ from .pairs import teacher_pairs
 from .prompts import PromptTokens, load_prompts
 from .reals import real_images
 from .recipe import DistillRecipe, data_seed
-from .unshared import sequential
-from .vsd import denoising, normal_kl, paint, plain, score_distillation
+from .unshared import loop, sequential
+from .vsd import (
+    denoising,
+    distance,
+    noise_like,
+    normal_kl,
+    paint,
+    plain,
+    score_distillation,
+)
 
 
 class DistillTask:
@@ -201,9 +209,7 @@ class DistillTask:
             loss = self._imitation(predictions, latents, noise, prompt_embeds)
             losses["imitation"] = (1.0, loss)
         if recipe.regression:
-            # Where the teacher could have gone two ways, L1 chooses one; L2 would paint between.
-            loss = nn.functional.smooth_l1_loss(latents, painted, beta=0.1)
-            losses["regression"] = (recipe.regression, loss)
+            losses["regression"] = (recipe.regression, distance(latents, painted))
         told = None
         if recipe.adversarial:
             real, asked = self._real(painted, wanted, draws)
@@ -242,15 +248,14 @@ class DistillTask:
 
         A quick way from "the encoder has never been shared" to where VSD starts to matter.
         """
-        wanted, z = [], noise
+
+        def predict(z: Tensor, timestep: Tensor) -> Tensor:
+            t = timestep.to(z.device)
+            return guided(self.teacher, z, t, prompt_embeds, self.recipe.guidance)
+
         with torch.no_grad(), self.accelerator.autocast(), plain(self.teacher):
-            steps = zip(self.schedule.timesteps, self.schedule.coefficients.tolist(), strict=True)
-            for timestep, (a, b) in steps:  # Eq. 7 to 10
-                timestep = timestep.to(z.device)
-                predicted = guided(self.teacher, z, timestep, prompt_embeds, self.recipe.guidance)
-                wanted.append(predicted)
-                z = a * z + b * predicted
-        error = (predictions - torch.stack(wanted)).square().mean()
+            wanted, z = loop(predict, self.schedule, noise)
+        error = (predictions - wanted).square().mean()
         return error + (latents - z).square().mean()
 
     def _real(
@@ -281,9 +286,7 @@ class DistillTask:
         ``painted`` is the real side; its prompts are the student's unless ``painted_embeds`` says.
         """
         asked = prompt_embeds if painted_embeds is None else painted_embeds
-        low, high = self.recipe.critic_range
-        timesteps = integers(generator, low, high, len(latents)).to(latents.device)
-        noise = self._noise(len(latents), generator)
+        timesteps, noise = noise_like(latents, generator, self.recipe.critic_range)
         critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
         with self.accelerator.autocast():
             noised = self.noising.add(latents, noise, timesteps)

@@ -212,12 +212,15 @@ def train(
     accelerator.init_trackers("")
     shown = {**task.modules, **shadows}
 
+    def save(done: int) -> None:
+        networks = task.modules, shadows, task.optimizers
+        checkpoint.save(folder, done, *networks, about, keep=recipe.keep)
+
     clock, since = time.perf_counter(), start
     result = recipe.out / "result"
     for step in range(start, recipe.steps):
         if stop():
-            networks = task.modules, shadows, task.optimizers
-            checkpoint.save(folder, step, *networks, about, keep=recipe.keep)
+            save(step)
             raise Stopped(f"stopped after {step} of {recipe.steps} updates")
         for name, optimizer in task.optimizers.items():
             for group in optimizer.param_groups:
@@ -247,8 +250,7 @@ def train(
                     progress(done, recipe.steps, values)
         if accelerator.is_main_process:
             if done % recipe.checkpoint_every == 0 or done == recipe.steps:
-                networks = task.modules, shadows, task.optimizers
-                checkpoint.save(folder, done, *networks, about, keep=recipe.keep)
+                save(done)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _save_sample(task, shown, recipe.out / "samples", done)
     if accelerator.is_main_process:

@@ -7,7 +7,6 @@ be allocated is counted while it would be alive. So what is added to the update 
 from __future__ import annotations
 
 import time
-import weakref
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..unet import SplitUNet
 from . import distill
@@ -29,6 +25,7 @@ from .distill import DistillTask
 from .pairs import Pairs
 from .reals import Reals
 from .recipe import DistillRecipe
+from .rehearsal import Live, default_dtype
 
 GIB = 1 << 30
 LIBRARIES = 0.6e9  #: what Python, torch and the others take of a CPU's memory
@@ -95,34 +92,6 @@ def plan(task: DistillTask, accelerator: Accelerator) -> Plan:
     )
 
 
-class _Living(TorchDispatchMode):
-    """Bytes of all storages that operations made and something still holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self._seen: Any = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return out
-
-    def _count(self, storage: Any) -> None:
-        if storage in self._seen:
-            return
-        size = storage.nbytes()
-
-        def freed(_: Any) -> None:
-            self.now -= size
-
-        self._seen[storage] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
 class _Rehearsed(DistillTask):
     """The task on tensors without data: nothing is loaded, the work is the same."""
 
@@ -173,12 +142,8 @@ class _Embeds:
 
 def _twin(unet: Any) -> Any:
     """A UNet of the same config, dtype and settings, initialised here and now."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(next(unet.parameters()).dtype)
-    try:
+    with default_dtype(next(unet.parameters()).dtype):
         made = type(unet).from_config(unet.config)
-    finally:
-        torch.set_default_dtype(before)
     return made.eval().requires_grad_(False)
 
 
@@ -189,16 +154,16 @@ def rehearse(task: DistillTask, accelerator: Accelerator) -> tuple[int, int, int
     still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)
     # Nor can a loss be looked at.
     blind = patch.object(distill, "gather", lambda _, loss: loss.backward())
-    with still, blind, FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
+    with still, blind, FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         twin = _Rehearsed(recipe, task)
         twin.prepare(_Alone(accelerator))  # type: ignore[arg-type]
         average = [torch.empty_like(p) for p in twin.modules["student"].parameters() if recipe.ema]
         step = recipe.steps - 1  # every term is at work
         twin.update(step, torch.Generator())
-        resting, living.peak = living.now, living.now
+        resting = live.peak = live.bytes
         with FlopCounterMode(display=False) as flops:
             twin.update(step, torch.Generator())
-        peak, total = living.peak, flops.get_total_flops()
+        peak, total = live.peak, flops.get_total_flops()
         del average
     return peak, resting, total
 

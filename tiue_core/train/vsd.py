@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..schedule import OneWaySchedule
 from ..unet import SplitUNet
@@ -51,7 +52,7 @@ def score_distillation(
 
     ``prompt_embeds`` (2B, N, D), the empty prompts first; ``levels`` bound the timesteps.
     """
-    timesteps, noise = _noise_like(latents, generator, levels)
+    timesteps, noise = noise_like(latents, generator, levels)
     noisy = noising.add(latents.detach(), noise, timesteps)
     with torch.no_grad(), accelerator.autocast():
         with plain(teacher):
@@ -72,7 +73,7 @@ def denoising(
     levels: tuple[int, int],
 ) -> Tensor:
     """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
-    timesteps, noise = _noise_like(latents, generator, levels)
+    timesteps, noise = noise_like(latents, generator, levels)
     noisy = noising.add(latents, noise, timesteps)
     with accelerator.autocast():
         predicted = teacher(noisy, timesteps, prompt_embeds).sample
@@ -99,9 +100,15 @@ def plain(unet: Any) -> Iterator[None]:
         unet.enable_adapters()
 
 
-def _noise_like(
+def noise_like(
     latents: Tensor, generator: Source, levels: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
+    """Timesteps (B,) within ``levels`` and noise of the latents' shape, on their device."""
     timesteps = integers(generator, *levels, len(latents))
     noise = normal(generator, tuple(latents.shape))
     return timesteps.to(latents.device), noise.to(latents.device)
+
+
+def distance(latents: Tensor, wanted: Tensor) -> Tensor:
+    """Nearly L1: where there are two ways to go it chooses one, where L2 would paint between."""
+    return F.smooth_l1_loss(latents, wanted, beta=0.1)

@@ -6,10 +6,8 @@ that could forget an attention or a checkpoint.
 
 from __future__ import annotations
 
-import ctypes
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..diffusion import Noising
 from ..pairs import Pairs
 from ..recipe import LoraRecipe
+from ..rehearsal import Live, default_dtype
 from .kohya import lora_parameters
 from .parts import Group, Parts, Prior
 from .stages import Stage, StudentStage, TransferStage
@@ -42,46 +38,6 @@ class Estimate:
     @property
     def gigabytes(self) -> float:
         return self.total / 1e9
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.known: Any = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self.known:
-            return
-        size = storage.nbytes()
-        self.known[storage] = size
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.bytes -= size
-
-
-def give_back() -> None:
-    """Let glibc return large freed blocks to the system; elsewhere nothing happens.
-
-    By itself it raises the size from which it does (M_MMAP_THRESHOLD) up to 32 MB, and the holes
-    that leaves made a third of what an update at Stable Diffusion's shape held.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
 
 def estimate(recipe: LoraRecipe, pipeline: Any, sides: list[tuple[int, int]]) -> Estimate:
@@ -126,7 +82,7 @@ def _peak(
     size, factor = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
     shape = (config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size)))
     schedule, batch = pipeline.schedule(), recipe.batch_size
-    with torch.device("meta"), _default(dtype):
+    with torch.device("meta"), default_dtype(dtype):
         student, teacher = kind.from_config(config), kind.from_config(config)
     for unet in (student, teacher):
         unet.requires_grad_(False)
@@ -183,17 +139,6 @@ def _make_fake(model: Any) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             like = torch.empty(parameter.shape, dtype=parameter.dtype)
             module._parameters[name] = torch.nn.Parameter(like, parameter.requires_grad)
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """New weights are of this type."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _bytes(model: Any) -> int:

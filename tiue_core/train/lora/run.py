@@ -17,10 +17,11 @@ from ...adapters import Lora, load_loras
 from ...errors import TiueError
 from ...files import check_writable, explain, write_atomically
 from ...folders import check_folder
+from ...speed.cpu import give_back_pages
 from ..loop import LossError, Stopped, train
 from ..recipe import LoraRecipe
 from .kohya import lora_parameters, metadata_of, write
-from .memory import Estimate, estimate, give_back
+from .memory import Estimate, estimate
 from .parts import make_parts
 from .pictures import Pictures, read_pictures
 from .stages import RESULT, StudentStage, TransferStage
@@ -63,7 +64,7 @@ def train_lora(
     out = recipe.out
     if out.suffix != ".safetensors":
         raise TiueError(f"{out} must end in .safetensors: LoRAs are written in no other format")
-    give_back()
+    give_back_pages()
     pipeline, source = load_student(recipe, accept_license)
     pictures = pictures_of(recipe, pipeline)
     before(estimate(recipe, pipeline, [picture.bucket for picture in pictures.items]))

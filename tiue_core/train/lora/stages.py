@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...errors import TiueError
 from ...files import read_header
@@ -25,7 +25,15 @@ from ..grids import grid
 from ..loop import LossError, Stopped, adam, descend
 from ..pairs import teacher_pairs
 from ..recipe import LoraRecipe
-from ..vsd import denoising, normal_kl, paint, plain, score_distillation
+from ..vsd import (
+    denoising,
+    distance,
+    noise_like,
+    normal_kl,
+    paint,
+    plain,
+    score_distillation,
+)
 from .kohya import begin_with, kohya_tensors, lora_parameters, write
 from .parts import Group, Parts
 
@@ -166,8 +174,8 @@ class TransferStage(Stage):
         assert prior is not None
         rows = self._rows(len(prior.latents), generator)
         clean, context = prior.latents[rows], prior.embeds[rows]
-        timesteps = torch.randint(1000, (len(rows),), generator=generator).to(clean.device)
-        noisy = noising.add(clean, self._noise(clean, generator), timesteps)
+        timesteps, noise = noise_like(clean, generator, (0, 1000))
+        noisy = noising.add(clean, noise, timesteps)
         with self.accelerator.autocast():
             with torch.no_grad(), plain(self.unet):
                 wanted = self.unet(noisy, timesteps, context).sample
@@ -289,14 +297,7 @@ class StudentStage(Stage):
         return paint(self.accelerator, self.split, self.parts.schedule, noise, prompt_embeds)
 
     def _on_student(self) -> Any:
-        from contextlib import nullcontext
-
         return nullcontext()
-
-
-def distance(latents: Tensor, wanted: Tensor) -> Tensor:
-    """Nearly L1: where there are two ways to go it chooses one, where L2 would paint between."""
-    return F.smooth_l1_loss(latents, wanted, beta=0.1)
 
 
 class borrowed:
