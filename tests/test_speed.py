@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from peft import LoraConfig
 from small import small_unet, small_vae
 from torch import Tensor, nn
@@ -15,18 +16,13 @@ from tiue_core import SplitUNet
 from tiue_core.errors import TiueError
 from tiue_core.savings import ThriftyUNet
 from tiue_core.savings.doubling import double_cheaply, double_plainly
-from tiue_core.speed import winograd
-from tiue_core.speed.cpu import (
-    PackedConv,
-    can_pack,
-    has_fast_bfloat16,
-    keep_pages,
-    pack,
-    unpack,
-)
+from tiue_core.speed import attention, winograd
+from tiue_core.speed.cpu import has_fast_bfloat16, keep_pages
 from tiue_core.speed.embeddings import Embeddings
 from tiue_core.speed.graphs import Graphs
 from tiue_core.speed.memory import in_batches
+from tiue_core.speed.packed import Packed, PackedConv, can_pack, pack, unpack
+from tiue_core.speed.winograd import Form
 
 
 def off(a: Tensor, b: Tensor) -> float:
@@ -158,56 +154,128 @@ def test_packed_weights_convolve_the_same() -> None:
     assert off(changed, expected) > 0.1
 
 
-@pytest.mark.parametrize("size", [(2, 2), (4, 6), (16, 16), (8, 40), (64, 64)])
+SIZES = [(1, 1), (2, 2), (4, 6), (16, 16), (8, 40), (64, 64), (4, 100), (132, 8)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("biased", [True, False])
-def test_winograd_is_the_convolution(size: tuple[int, int], biased: bool) -> None:
+@pytest.mark.parametrize("form", [Form(m, doubled) for m in (2, 4) for doubled in (False, True)])
+def test_winograd_is_the_convolution(size: tuple[int, int], biased: bool, form: Form) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(24, 40, 3, padding=1, bias=biased).double()
     x = torch.randn(3, 24, *size, dtype=torch.float64)
-    for given in (x, x.to(memory_format=torch.channels_last)):
-        with torch.no_grad():
-            found = winograd.convolve(given, winograd.transformed(conv.weight), conv.bias)
-            assert off(found, conv(x)) <= 1e-14
+    kernels = winograd.transformed(conv.weight, form)
+    if any(side % form.step for side in size):
+        with pytest.raises(ValueError, match="not of whole tiles"):
+            winograd.convolve(x, kernels, conv.bias, form)
+        return
+
+    def plain(x: Tensor) -> Tensor:
+        return conv(nn.functional.interpolate(x, scale_factor=2.0) if form.doubled else x)
+
     with torch.no_grad():
-        exact, once = conv(x), conv.float()
-        error = off(once(x.float()).double(), exact)
-        found = winograd.convolve(x.float(), winograd.transformed(once.weight), once.bias)
-    assert off(found.double(), exact) <= max(1e-6, 2 * error)
+        exact = plain(x)
+        for given in (x, x.to(memory_format=torch.channels_last)):
+            assert off(winograd.convolve(given, kernels, conv.bias, form), exact) <= 1e-14
+        conv.float()
+        kernels = winograd.transformed(conv.weight, form)
+        found = winograd.convolve(x.float(), kernels, conv.bias, form)
+    assert off(found.double(), exact) <= 4e-6
 
 
-def test_odd_sides_have_no_tiles() -> None:
-    with pytest.raises(ValueError, match="3 x 4 is odd"):
-        winograd.convolve(torch.zeros(1, 1, 3, 4), torch.zeros(16, 1, 1), None)
+def test_multiplications_are_fewer() -> None:
+    weight = torch.randn(3, 2, 3, 3)
+    products = {Form(2): 16, Form(4): 36, Form(2, True): 9, Form(4, True): 25}
+    for form, n in products.items():
+        assert winograd.transformed(weight, form).shape == (n, 2, 3)
 
 
-def test_the_faster_way_is_taken_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_suit_size_and_dtype() -> None:
+    sides = {(8, 12): 4, (8, 10): 2, (6, 4): 2, (8, 7): 0, (3, 4): 0}
+    for (H, W), m in sides.items():
+        x = torch.zeros(1, 1, H, W)
+        assert winograd.fitting(x) == (Form(m) if m else None)
+        assert winograd.fitting(x.bfloat16()) == (Form(2) if m else None)
+    assert winograd.fitting(torch.zeros(1, 1, 6, 4), doubled=True) == Form(4, True)
+    assert winograd.fitting(torch.zeros(1, 1, 3, 4), doubled=True) == Form(2, True)
+
+
+def choosing(monkeypatch: pytest.MonkeyPatch, which: int) -> list[str]:
+    """Every layer takes its first (0) or last (-1) way; returns those that are run."""
+    ran: list[str] = []
+    run = Packed._run
+    monkeypatch.setattr(Packed, "found", {})
+    monkeypatch.setattr(Packed, "_fastest", lambda layer, x: layer.ways(x)[which])
+    monkeypatch.setattr(Packed, "_run", lambda layer, way, x: ran.append(way) or run(layer, way, x))
+    return ran
+
+
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_way_of_a_transformer_is_the_same(
+    which: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1, stride=2))
+    block = BasicTransformerBlock(32, 4, 8, cross_attention_dim=24, activation_fn="geglu").eval()
+    x, context = torch.randn(2, 16, 32), torch.randn(2, 5, 24)
+    bound = 1e-6 if dtype == torch.float32 else 2e-2
+    monkeypatch.setattr(attention, "LONG", 16)
+    monkeypatch.setattr(attention, "QUERIES", 6)  # the last piece is shorter
+    with torch.no_grad():
+        expected = block(x, encoder_hidden_states=context)
+        block.to(dtype)
+        ran = choosing(monkeypatch, which)
+        pack(block)
+        given = x.to(dtype), context.to(dtype)
+        found = block(given[0], encoder_hidden_states=given[1])
+        assert off(found.float(), expected) <= bound
+        ways = {"plain"} if which == 0 else {"blocked", "fused"}
+        assert set(ran) >= ways and ("pieces" in ran) == (which == -1 and dtype != torch.float32)
+        block.ff.net[0].proj.weight.mul_(2)
+        block.attn1.to_v.weight.mul_(2)
+        changed = block(given[0], encoder_hidden_states=given[1])
+        unpack(block)
+        assert not any("forward" in vars(module) for module in block.modules())
+        again = block(given[0], encoder_hidden_states=given[1])
+        assert off(changed.float(), again.float()) <= bound
+        assert off(changed.float(), found.float()) > 0.03
+
+
+def test_pieces_are_attention() -> None:
+    q, k, v = torch.randn(3, 2, 3, 1030, 8, dtype=torch.float64)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert off(attention.attend(q, k, v), expected.transpose(1, 2).flatten(2)) <= 1e-14
+
+
+def test_a_way_is_chosen_once_for_layers_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]
+    model = nn.Sequential(*convs, nn.Conv2d(8, 8, 3, padding=1, stride=2))
     large, small, odd = (torch.randn(1, 8, side, side) for side in (16, 8, 7))
+    clocked: list[int] = []
+    monkeypatch.setattr(Packed, "found", {})
     with torch.no_grad():
         expected = [model(x) for x in (large, small, odd)]
         pack(model)
-        asked: list[Tensor] = []
 
-        def measured(stand_in: Any, x: Tensor) -> str:
-            asked.append(x)
-            return "winograd" if stand_in.winograd and x.shape[-1] == 16 else "blocked"
+        def clock(function: Any, *_: Any, **__: Any) -> float:
+            function()
+            clocked.append(1)
+            return 0.5 ** len(clocked)  # whatever comes last wins: Winograd's form
 
-        monkeypatch.setattr(PackedConv, "_faster", measured)
-        used: list[Tensor] = []
-        convolve = winograd.convolve
-        monkeypatch.setattr(
-            winograd, "convolve", lambda x, *rest: used.append(x) or convolve(x, *rest)
-        )
+        monkeypatch.setattr("tiue_core.speed.packed.clock", clock)
         for _ in range(2):
             for x, wanted in zip((large, small, odd), expected, strict=True):
-                assert off(model(x), wanted) <= 1e-6
-        assert [x.shape[-1] for x in used] == [16, 16] and len(asked) == 6  # once a size and layer
-        model[0].weight.mul_(2)
-        model[0].bias.mul_(2)
-        assert off(model(large) - model[1].bias[:, None, None],
-                   2 * (expected[0] - model[1].bias[:, None, None])) <= 1e-5  # fmt: skip
-    assert not model[1].forward.winograd  # type: ignore[attr-defined]
+                assert off(model(x), wanted) <= 1e-5
+        assert len(clocked) == 8  # two ways, sizes and layouts, for three layers alike
+        packs: list[Any] = [conv.forward for conv in convs]
+        assert [set(one._prepared) for one in packs] == [{Form(4), "blocked"}] * 3
+        convs[0].weight.mul_(2)
+        convs[0].bias.mul_(2)
+        before = nn.functional.conv2d(large, convs[0].weight, convs[0].bias, padding=1)
+        assert off(convs[0](large), before) <= 1e-5
+    assert not model[3].forward.winograd  # type: ignore[attr-defined]
+    assert isinstance(model[3].forward, PackedConv)
 
 
 def test_pages_and_dtypes_can_be_asked() -> None:

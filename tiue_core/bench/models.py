@@ -13,7 +13,7 @@ from torch import Tensor
 from ..savings import ThriftyUNet
 from ..savings.doubling import double_cheaply
 from ..savings.layers import as_written
-from ..speed import cpu
+from ..speed import packed
 from ..speed.graphs import Graphs
 from ..speed.optimize import LAYOUTS
 from ..systems.recipes import KEY_STEPS
@@ -44,7 +44,7 @@ class Bench:
 
         made, place = self.made, {"memory_format": LAYOUTS[layout]}
         same = layout == "contiguous" and dtype == torch.float32
-        self.as_run = made.unet.to(self.device) if same else copy.deepcopy(made.unet)
+        self.as_run = made.unet if same else _copied(made.unet, all=dtype != torch.float32)
         self.as_run.to(self.device)
         self.unet = made.unet.to(self.device, dtype).to(**place)
         self.vae, self.tiny = (m.to(self.device, dtype).to(**place) for m in (made.vae, made.tiny))
@@ -66,7 +66,7 @@ class Bench:
 
     def _prepare(self, model: Any) -> None:
         if self.on_cpu:
-            cpu.pack(model)
+            packed.pack(model)
 
     def systems(self) -> list[System]:
         """The rows of the table."""
@@ -151,6 +151,12 @@ def _skeleton(model: Any) -> Any:
     """The same model without numbers."""
     with torch.device("meta"):
         return type(model).from_config(model.config).eval()
+
+
+def _copied(model: Any, all: bool) -> Any:
+    """A copy; if not of all, only of the weights that have a layout."""
+    shared = [] if all else [weight for weight in model.parameters() if weight.ndim != 4]
+    return copy.deepcopy(model, {id(weight): weight for weight in shared})
 
 
 def _direct(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -39,7 +39,7 @@ class Models:
 
     unet: Any
     vae: Any
-    tiny: Any  # TAESD's layout
+    tiny: Any  # TAESD's layout; for the miniature its own autoencoder, which is smaller
     text_encoder: Any
     tokens: Tensor  # (1, N)
     scheduler: Any
@@ -68,7 +68,7 @@ def models(shape: str) -> Models:
         return Models(
             unet=pipe.unet,
             vae=pipe.vae,
-            tiny=_filled(lambda: AutoencoderTiny()),
+            tiny=pipe.vae,
             text_encoder=pipe.text_encoder,
             tokens=tokens.input_ids,
             scheduler=pipe.scheduler,

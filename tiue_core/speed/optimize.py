@@ -14,7 +14,7 @@ from ..savings import ThriftyUNet
 from ..savings.doubling import double_cheaply, double_plainly
 from ..savings.measure import Times, clock
 from ..unet import SplitUNet
-from . import cpu
+from . import cpu, packed
 from .graphs import Graphs
 from .watch import Watch
 
@@ -64,8 +64,9 @@ class Optimizable:
             dtype: of all models; as they are by default.
             layout: "contiguous" or "channels_last"; the faster one by default.
             savings: compute what the K decoders share once (``tiue_core.savings``).
-            pack: on a CPU, keep the convolutions' weights packed, for as much memory again; by
-                default where it is possible. There also ``speed.cpu.keep_pages``.
+            pack: on a CPU, run every layer the fastest way, with its weight prepared, for as much
+                memory again or more (``speed.packed``); by default where it is possible and
+                nothing is compiled. There also ``speed.cpu.keep_pages``.
             graphs: CUDA graphs, for at most ``speed.graphs.LIMIT`` sizes; on a GPU by default.
             compile: ``torch.compile`` of every block, frozen on a CPU. Minutes, once per size.
             progress: called with (steps done, steps in all, what comes next).
@@ -89,7 +90,7 @@ class Optimizable:
         self._optimized = Optimized(
             self,
             savings=savings,
-            pack=on_cpu and cpu.can_pack() if pack is None else pack,
+            pack=on_cpu and not compile and packed.can_pack() if pack is None else pack,
             graphs=not on_cpu and torch.cuda.is_available() if graphs is None else graphs,
             compile=compile,
         )
@@ -141,7 +142,7 @@ class Optimized:
 
     def undo(self) -> None:
         for model in self.models:
-            cpu.unpack(model)
+            packed.unpack(model)
             double_plainly(model)
             for module in model.modules():
                 module._compiled_call_impl = None
@@ -153,7 +154,7 @@ class Optimized:
     def _prepare(self, module: nn.Module) -> None:
         """For a block of the encoder, and for every decoder that the savings make."""
         if self.pack:
-            cpu.pack(module)
+            packed.pack(module)
         if self.compile:
             on_cpu = next(module.parameters()).device.type == "cpu"
             for block in getattr(module, "levels", [module]):
