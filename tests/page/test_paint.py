@@ -129,6 +129,22 @@ def test_a_draft_is_the_tiny_decoders_picture(folder: Path, tmp_path: Path) -> N
     assert not np.array_equal(np.asarray(picture.image), np.asarray(plain.image))
 
 
+def test_an_owner_may_have_students_optimized(
+    folder: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiue_core.speed import optimize
+
+    ticks = iter(range(1000, 0, -1))  # everything pays
+    monkeypatch.setattr(optimize, "clock", lambda *_: next(ticks))
+    quick = Models(House.of([students.find(folder)], optimize=True))
+    order = quick.house.order("a cat", 3, width=128, height=128)
+    picture, plain = paint(quick, order), paint(models, models.house.order(
+        "a cat", 3, width=128, height=128))  # fmt: skip
+    assert quick.studio(order.student).painter.pipe._optimized is not None
+    pixels = [np.asarray(one.image).astype(int) for one in (picture, plain)]
+    assert abs(pixels[0] - pixels[1]).max() <= 1
+
+
 @pytest.mark.parametrize("given, decoders", [({"steps": 6}, 6), ({"timesteps": [999]}, 1), ({}, 4)])
 def test_inside_has_a_slider_for_each_decoder(
     folder: Path, tmp_path: Path, given: dict, decoders: int

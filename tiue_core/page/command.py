@@ -47,6 +47,10 @@ def app_command(
         str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    optimize: Annotated[
+        bool,
+        typer.Option("--optimize", help="Measure and warm up each student once, then paint faster."),
+    ] = False,
     static: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write a page that paints in the browser itself instead."),
@@ -95,6 +99,7 @@ def app_command(
         device=device,
         dtype=dtype,
         base=base,
+        optimize=optimize,
     )
     for label in house.students:
         say(f"{label}: {house.licence(label)}")

@@ -64,6 +64,7 @@ class House:
         students: by the label shown; the first is the one that the page opens with.
         loras: files by the name shown.
         train: where visitors' LoRAs go; without it nobody trains.
+        optimize: call ``TiuePipeline.optimize`` on each student once it is loaded.
     """
 
     students: dict[str, Source]
@@ -74,6 +75,7 @@ class House:
     device: str | None = None
     dtype: str | None = None
     base: str | None = None
+    optimize: bool = False
 
     @classmethod
     def of(cls, sources: Iterable[Source], loras: Path | None = None, **options: Any) -> House:

@@ -8,6 +8,7 @@ is painted. Work that has begun is finished, since one picture is one pass.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -51,6 +52,10 @@ class Models:
                 house.students[label], device=house.device, dtype=house.dtype, base=house.base
             )
             check_finite(studio.painter.pipe, label)
+            if house.optimize:
+                with warnings.catch_warnings():  # where nothing pays, it paints as before
+                    warnings.filterwarnings("ignore", message="optimizing does not pay")
+                    studio.painter.pipe.optimize()
             self._studios[label] = studio
         self._studios.move_to_end(label)
         return self._studios[label]

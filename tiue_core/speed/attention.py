@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .packed import Packed, Way
 
-QUERIES = 512  #: at a time: their part of the map, of 4096 keys, is 4 MB
+QUERIES = 512  #: at a time, of every head: their part of the map, of 4096 keys, is 4 MB a head
 LONG = 1024  #: tokens from which it is tried
 
 
@@ -52,12 +52,11 @@ class PiecewiseAttention(Packed):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for (B, heads, N, D), as (B, N, heads * D)."""
     B, heads, N, D = q.shape
-    out = q.new_empty((B, N, heads, D))
+    out = q.new_empty((B, heads, N, D))
     q = q * D**-0.5
     for image in range(B):
-        for head in range(heads):
-            keys, values = k[image, head].T.contiguous(), v[image, head].contiguous()
-            for n in range(0, N, QUERIES):
-                weights = torch.softmax(q[image, head, n : n + QUERIES] @ keys, -1)
-                out[image, n : n + QUERIES, head] = weights @ values
-    return out.flatten(2)
+        keys, values = k[image].transpose(1, 2).contiguous(), v[image].contiguous()
+        for n in range(0, N, QUERIES):
+            weights = torch.softmax(torch.bmm(q[image, :, n : n + QUERIES], keys), -1)
+            out[image, :, n : n + QUERIES] = torch.bmm(weights, values)
+    return out.transpose(1, 2).flatten(2)
