@@ -20,7 +20,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from tiue_core import cli, files, students
+from tiue_core import cli, files, generate, students
 from tiue_core.images import read_metadata
 
 ROOT = Path(__file__).parents[1]
@@ -278,7 +278,7 @@ def test_control_c(tiue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_paint", stop)
+    monkeypatch.setattr(generate, "_paint", stop)
     ended = tiue("generate", "a cat")
     assert ended.status == 130 and ended.error() == "error: stopped"
 

@@ -49,7 +49,9 @@ def app_command(
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
     optimize: Annotated[
         bool,
-        typer.Option("--optimize", help="Measure and warm up each student once, then paint faster."),
+        typer.Option(
+            "--optimize", help="Measure and warm up each student once, then paint faster."
+        ),
     ] = False,
     static: Annotated[
         Path | None,
