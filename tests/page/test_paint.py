@@ -137,9 +137,8 @@ def test_an_owner_may_have_students_optimized(
     ticks = iter(range(1000, 0, -1))  # everything pays
     monkeypatch.setattr(optimize, "clock", lambda *_: next(ticks))
     quick = Models(House.of([students.find(folder)], optimize=True))
-    order = quick.house.order("a cat", 3, width=128, height=128)
-    picture, plain = paint(quick, order), paint(models, models.house.order(
-        "a cat", 3, width=128, height=128))  # fmt: skip
+    order = quick.house.order("a cat", 3, width=32, height=32)
+    picture, plain = paint(quick, order), paint(models, order)
     assert quick.studio(order.student).painter.pipe._optimized is not None
     pixels = [np.asarray(one.image).astype(int) for one in (picture, plain)]
     assert abs(pixels[0] - pixels[1]).max() <= 1
