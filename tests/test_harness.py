@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_second import second
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -465,9 +466,7 @@ def test_pictures_are_cropped_and_resized_as_the_protocol_says() -> None:
 
 
 def test_clean_fid_agrees_on_the_resize() -> None:
-    resize = pytest.importorskip(
-        "cleanfid.resize", exc_type=ImportError, reason="pip install 'tiue[compare]'"
-    )
+    resize = second("cleanfid.resize")
     image = photo(256, 256)
     theirs = resize.build_resizer("clean")(np.asarray(image)).transpose(2, 0, 1)
     assert np.array_equal(features.resize_clean(image, 299).numpy(), theirs)
@@ -511,11 +510,7 @@ def test_inception_from_a_file(inception_file: Path, tmp_path: Path) -> None:
 def test_torch_fidelity_agrees_on_inception(
     inception_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = pytest.importorskip(
-        "torch_fidelity.feature_extractor_inceptionv3",
-        exc_type=ImportError,
-        reason="pip install 'tiue[compare]'",
-    )
+    theirs = second("torch_fidelity.feature_extractor_inceptionv3")
     from safetensors.torch import load_file
 
     from tiue_core.evaluate.inception import Inception

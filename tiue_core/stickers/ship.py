@@ -1,8 +1,9 @@
 """Make the shipped miniature: ``python -m tiue_core.stickers.ship RUNS [FIGURES]``.
 
-What RUNS holds of student, decoder, teacher and judge is shipped from now on; the rest stays.
-Half precision, safetensors; the teacher shares all but its UNet with the student, so only that is
-shipped of it. FIGURES is what ``tiue evaluate --out`` wrote; the model card quotes it.
+What RUNS holds of student, decoder, teacher, judge and one-step student is shipped from now on; the
+rest stays. Half precision, safetensors; the teacher shares all but its UNet with the student, so
+only that is shipped of it, and of the one-step student how it differs from that. FIGURES is what
+``tiue evaluate --out`` wrote; the model card quotes it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ DECODERS = ("decoder-more", "decoder")  #: runs of the autoencoder, the last wor
 
 
 def ship(runs: Path) -> int:
-    """Copy student, teacher and judge of ``runs`` into the package; returns their bytes."""
+    """Copy what ``runs`` holds into the package; returns the bytes of all weights in it."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from ..pipeline import TiuePipeline
+    from ..students import LOW_RANK
     from .judge import Judge
     from .world import World
 
@@ -50,10 +52,18 @@ def ship(runs: Path) -> int:
         unet.half().save_pretrained(HERE / "teacher" / "unet")
     if "judge" in made:
         Judge.load(made["judge"]).save(HERE / "judge")
+    if "one-step-low-rank" in made:
+        (HERE / "one-step").mkdir(exist_ok=True)
+        shutil.copy(made["one-step-low-rank"] / LOW_RANK, HERE / "one-step" / LOW_RANK)
     size = sum(file.stat().st_size for file in HERE.rglob("*.safetensors"))
     if size > MOST:
         raise SystemExit(f"{size / 1e6:.1f} MB of weights: at most {MOST / 1e6:.0f} MB are shipped")
     return size
+
+
+ONE_STEP = """To compare with, `stickers-one-step` is shipped too, as a low-rank difference (250,000
+numbers, 0.5 MB) from the teacher's UNet. It is not the `one-step` of the table but the fruit of a
+shortened training: XXX"""
 
 
 CARD = """---
@@ -84,6 +94,8 @@ this table and nothing else. A thing is right if the judge finds it the likelies
 is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same terms, prompts and updates.
 All paint through the same autoencoder.
 
+{one_step}
+
 Made by: `{command}`
 """
 
@@ -104,6 +116,7 @@ def card(figures: dict, command: str) -> str:
         count=figures["count"],
         pairs=min(figures["count"], 128),
         command=command,
+        one_step=ONE_STEP,
     )
 
 
