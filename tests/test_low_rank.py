@@ -150,6 +150,18 @@ def test_adapters_alone_learn_and_a_stopped_run_goes_on(recipe: DistillRecipe) -
     assert pipe.schedule().timesteps.tolist() == [999]
 
 
+def test_its_plan_counts_the_adapters(recipe: DistillRecipe) -> None:
+    from accelerate import Accelerator
+
+    from tiue_core.train.distill import DistillTask
+    from tiue_core.train.plan import plan
+
+    task = DistillTask(recipe)
+    found = plan(task, Accelerator(cpu=True))
+    learned = [p for p in task.modules["student"].parameters() if p.requires_grad]
+    assert found.student == sum(p.numel() for p in learned) <= 3000 and found.peak > 0
+
+
 def test_a_beginning_is_needed(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(

@@ -110,6 +110,11 @@ class _Rehearsed(DistillTask):
     def _copy(self, unet: Any) -> Any:
         return _twin(unet)
 
+    def _low_rank(self, wanted: Any) -> Any:
+        student = _twin(self.pipeline.unet).requires_grad_(False)
+        student.add_adapter(self._like.modules["student"].peft_config["default"])
+        return student
+
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         device, count = accelerator.device, 2 * recipe.batch_size
