@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tiue_core import students
 from tiue_core.errors import TiueError
+from tiue_core.low_rank import LOW_RANK, add_low_rank
 from tiue_core.train.loop import train
 from tiue_core.train.low_rank import give_adapters, write_adapters
 from tiue_core.train.recipe import DistillRecipe, load_recipe
@@ -81,7 +82,7 @@ def test_the_file_makes_the_student_of_its_teacher(others: tuple[Any, Any], tmp_
     student = copy.deepcopy(teacher)
     give_adapters(student, learned, 20_000)
     handed = write_adapters(student, tmp_path / "made").state_dict()
-    file = tmp_path / "made" / students.LOW_RANK
+    file = tmp_path / "made" / LOW_RANK
     tensors = load_file(file)
     assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
     assert len({tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name}) > 1
@@ -99,7 +100,7 @@ def test_the_file_makes_the_student_of_its_teacher(others: tuple[Any, Any], tmp_
         {name: tensor[:, :1] if "lora_A" in name else tensor for name, tensor in tensors.items()},
     ):
         with pytest.raises(TiueError, match="does not fit this UNet"):
-            students.add_low_rank(found, wrong)
+            add_low_rank(found, wrong)
 
 
 @pytest.fixture
@@ -130,8 +131,8 @@ def test_adapters_alone_learn_and_a_stopped_run_goes_on(recipe: DistillRecipe) -
     with pytest.raises(TiueError, match="stopped after 2"):
         train(parts, DistillTask, stop=lambda: next(count) == 2)
     resumed = train(parts, DistillTask)
-    file = whole / students.LOW_RANK
-    assert file.read_bytes() == (resumed / students.LOW_RANK).read_bytes()
+    file = whole / LOW_RANK
+    assert file.read_bytes() == (resumed / LOW_RANK).read_bytes()
     begun = copy.deepcopy(students.load_unet(Path(recipe.teacher) / "unet")).requires_grad_(False)
     give_adapters(begun, students.load_unet(recipe.init), recipe.low_rank)
     at_first = {name: p for name, p in begun.named_parameters() if ".lora_" in name}

@@ -7,7 +7,7 @@ is safetensors or JSON, and is checked before a loader sees it.
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from .errors import TiueError
 from .files import PICKLES, content_hash, read_header, refuse_pickle
 from .folders import MODELS, check_folder, reading, weights
+from .low_rank import LOW_RANK, add_low_rank
 
 HERE = Path(__file__).parent
 _STICKERS = HERE / "stickers"
@@ -72,7 +73,6 @@ REGISTRY = {
 # Loadable by name, to compare `stickers` with, but not in the registry. They share all with it but
 # the UNet: the teacher's own, and the teacher's with a low-rank difference, for one step.
 TEACHER, ONE_STEP = "stickers-teacher", "stickers-one-step"
-LOW_RANK = "low-rank.safetensors"  #: such a difference, beside the student that it makes
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def load(
 def load_unet(folder: Path, dtype: Any = None, adapter: Path | None = None) -> Any:
     """A UNet by itself, from the folder that holds its config and weights.
 
-    ``adapter`` is a file of matrices that become part of the weights (see `add_low_rank`).
+    ``adapter`` is a file of matrices that become part of the weights (see `low_rank`).
     """
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
@@ -269,28 +269,6 @@ def load_unet(folder: Path, dtype: Any = None, adapter: Path | None = None) -> A
         read_header(adapter)
         add_low_rank(unet, load_file(adapter))
     return unet
-
-
-def add_low_rank(unet: Any, tensors: Mapping[str, Any]) -> None:
-    """W + B A in every layer that ``tensors`` name, ``LAYER.lora_A.weight`` (r, in, ...) and
-    ``LAYER.lora_B.weight`` (out, r, ...): a LoRA whose alpha is its rank.
-
-    Raises:
-        TiueError: they are for another UNet.
-    """
-    layers = dict(unet.named_modules())
-    for layer in dict.fromkeys(name.partition(".lora_")[0] for name in tensors):
-        names = [f"{layer}.lora_{side}.weight" for side in "BA"]
-        weight: Any = getattr(layers.get(layer), "weight", None)
-        try:
-            up, down = (tensors[name].float().flatten(1) for name in names)
-            added = (up @ down).view_as(weight)
-        except (KeyError, RuntimeError, AttributeError, TypeError):
-            raise TiueError(
-                f"a low-rank difference for {layer} does not fit this UNet: give the one that "
-                "was made from it"
-            ) from None
-        weight.data += added.to(weight)
 
 
 def dtype_of(dtype: Any, device: str) -> Any:

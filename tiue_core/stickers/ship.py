@@ -27,8 +27,8 @@ def ship(runs: Path) -> int:
     """Copy what ``runs`` holds into the package; returns the bytes of all weights in it."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    from ..low_rank import LOW_RANK
     from ..pipeline import TiuePipeline
-    from ..students import LOW_RANK
     from .judge import Judge
     from .world import World
 
@@ -62,7 +62,8 @@ def ship(runs: Path) -> int:
 
 
 #: Of the one that is shipped; another training wants other words.
-ONE_STEP = """To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too, as a low-rank
+ONE_STEP = """\
+To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too, as a low-rank
 difference from the teacher's UNet: 250,000 numbers, `one-step/low-rank.safetensors`. It is not the
 `one-step` above but of a shortened training: 450 updates on 1,024 of the teacher's samples in place
 of 800 on 6,144, cut to that rank, then 300 updates of the difference alone. docs/harness.md has its

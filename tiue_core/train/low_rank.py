@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files import write_atomically
-from ..students import LOW_RANK, add_low_rank
+from ..low_rank import LOW_RANK, add_low_rank
 
 
 def give_adapters(unet: Any, wanted: Any, numbers: int) -> None:
