@@ -63,11 +63,11 @@ def ship(runs: Path) -> int:
 
 #: Of the one that is shipped; another training wants other words.
 ONE_STEP = """\
-To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too, as a low-rank
-difference from the teacher's UNet: 250,000 numbers, `one-step/low-rank.safetensors`. It is not the
-`one-step` above but of a shortened training: 450 updates on 1,024 of the teacher's samples in place
-of 800 on 6,144, cut to that rank, then 300 updates of the difference alone. docs/harness.md has its
-figures beside the uncut student's, and the commands."""
+To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too, as a
+low-rank difference from the teacher's UNet: 250,000 numbers, `one-step/low-rank.safetensors`. It is
+not the `one-step` above but of a shortened training: 450 updates on 1,024 of the teacher's samples
+in place of 800 on 6,144, cut to that rank, then 300 updates of the difference alone.
+docs/harness.md has its figures beside the uncut student's, and the commands."""
 
 CARD = """---
 license: apache-2.0
