@@ -112,7 +112,8 @@ class _Rehearsed(DistillTask):
 
     def _low_rank(self, wanted: Any) -> Any:
         student = _twin(self.pipeline.unet).requires_grad_(False)
-        student.add_adapter(self._like.modules["student"].peft_config["default"])
+        theirs: Any = self._like.modules["student"]
+        student.add_adapter(theirs.peft_config["default"])
         return student
 
     def prepare(self, accelerator: Accelerator) -> None:
