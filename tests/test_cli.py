@@ -293,6 +293,15 @@ def test_students_lists_what_can_be_had(tiue: Any) -> None:
     text = tiue("students").out
     for word in ("stickers  [here]", "loopfree-sd2.1-base", "CC BY-NC 4.0", "non-commercial"):
         assert word in text
+    from tiue_core.systems.registry import REGISTRY
+
+    lines = text.splitlines()
+    for name, system in REGISTRY.items():  # every row, with its licence
+        if name not in ("images", "stickers"):
+            assert rows[name]["licence"] == system.licence
+            assert any(x.startswith(f"{name}  [") and x.endswith(system.licence) for x in lines)
+    here = {name for name, row in rows.items() if row["here"]}
+    assert {name for name in REGISTRY if name.startswith("stickers")} <= here
 
 
 def test_a_download_asks_first(tiue: Any, monkeypatch: pytest.MonkeyPatch) -> None:

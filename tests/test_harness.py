@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_second import second
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -212,16 +213,15 @@ def pictures(folder: Path, count: int, size: tuple[int, int] = (128, 128)) -> Pa
     return folder
 
 
-def test_runs_that_are_refused_before_anything_is_painted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # where no one-step student was trained
+def test_runs_that_are_refused_before_anything_is_painted(tmp_path: Path) -> None:
     out, mine = tmp_path / "run", pictures(tmp_path / "mine", 16)
     few = data.data_set("stickers", count=5)
     assert "too few for k = 5" in refused(evaluate, out, dataset=few)
     assert "two systems are called" in refused(evaluate, out, ("stickers", "stickers"))
     assert "no system named" in refused(evaluate, out, ("no-such",))
-    assert "runs/stickers/one-step/result" in refused(evaluate, out, ("stickers-swiftbrush",))
+    for missing in ("stickers-swiftbrush:", "sd-turbo:", "images:", ""):
+        gone = f"{missing}{tmp_path / 'gone'}"
+        assert str(tmp_path / "gone") in refused(evaluate, out, ("stickers", gone))
     assert "12 prompts" in refused(
         evaluate, out, (f"images:{mine}",), data.data_set("stickers", count=12)
     )
@@ -235,6 +235,48 @@ def test_runs_that_are_refused_before_anything_is_painted(
     listed = tmp_path / "list.txt"
     listed.write_text("a cat\n" * 8)
     assert "--reference" in refused(evaluate, out, dataset=data.data_set(str(listed)))
+
+
+def test_a_licence_that_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded, nor painted with the systems that are here."""
+    from types import SimpleNamespace
+
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def fetch(*_: Any, **__: Any) -> str:
+        raise AssertionError("downloaded")
+
+    api = SimpleNamespace(
+        model_info=lambda *_, **__: SimpleNamespace(sha="c" * 40, siblings=[], card_data=None)
+    )
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    text = refused(evaluate, tmp_path / "run", ("stickers", "sdxl-turbo"))
+    assert "licence is not accepted" in text and "Non-Commercial" in text
+    assert "--accept-license" in text and not (tmp_path / "run").exists()
+
+
+def test_references_that_are_refused(tmp_path: Path) -> None:
+    mine, few = pictures(tmp_path / "mine", 16), pictures(tmp_path / "few", 5)
+    out = tmp_path / "run"
+
+    def against(folder: Path) -> str:
+        dataset = data.data_set("stickers", count=16, reference=str(folder))
+        return refused(evaluate, out, (f"images:{mine}",), dataset)
+
+    assert "the reference has 5 pictures, 6 at least" in against(few)
+    mixed = pictures(tmp_path / "mixed", 15)
+    Image.new("RGB", (64, 64)).save(mixed / "99.png")
+    assert "99.png is 64 x 64, others of the reference are 128 x 128" in against(mixed)
+    broken = pictures(tmp_path / "broken", 16)
+    whole = (broken / "3.png").read_bytes()
+    (broken / "3.png").write_bytes(whole[: len(whole) // 2])  # a copy that was cut short
+    assert "3.png cannot be read as a picture" in against(broken)
+    assert not list(tmp_path.rglob("results.json")) and not list(tmp_path.rglob("table.*"))
 
 
 def test_pictures_that_are_refused(tmp_path: Path) -> None:
@@ -465,9 +507,7 @@ def test_pictures_are_cropped_and_resized_as_the_protocol_says() -> None:
 
 
 def test_clean_fid_agrees_on_the_resize() -> None:
-    resize = pytest.importorskip(
-        "cleanfid.resize", exc_type=ImportError, reason="pip install 'tiue[compare]'"
-    )
+    resize = second("cleanfid.resize")
     image = photo(256, 256)
     theirs = resize.build_resizer("clean")(np.asarray(image)).transpose(2, 0, 1)
     assert np.array_equal(features.resize_clean(image, 299).numpy(), theirs)
@@ -511,11 +551,7 @@ def test_inception_from_a_file(inception_file: Path, tmp_path: Path) -> None:
 def test_torch_fidelity_agrees_on_inception(
     inception_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = pytest.importorskip(
-        "torch_fidelity.feature_extractor_inceptionv3",
-        exc_type=ImportError,
-        reason="pip install 'tiue[compare]'",
-    )
+    theirs = second("torch_fidelity.feature_extractor_inceptionv3")
     from safetensors.torch import load_file
 
     from tiue_core.evaluate.inception import Inception

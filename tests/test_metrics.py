@@ -10,6 +10,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from helpers_second import second
 from torch import Tensor
 
 from tiue_core.errors import TiueError
@@ -65,7 +66,7 @@ def test_torchmetrics_agrees(pair: tuple[Tensor, Tensor]) -> None:
 
 
 def test_piq_agrees(pair: tuple[Tensor, Tensor]) -> None:
-    piq = pytest.importorskip("piq", exc_type=ImportError, reason="pip install 'tiue[compare]'")
+    piq = second("piq")
     real, fake = pair
     # its iterated square root stops at 1e-5, which only well-conditioned covariances allow
     round_real, round_fake = (torch.randn(2000, 64, generator=g).double() for g in _seeds(3, 4))

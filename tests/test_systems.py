@@ -304,7 +304,7 @@ def test_the_miniatures_teacher_is_the_trainers_sampler(name: str, steps: int) -
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_the_miniatures_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_miniatures_rows(tmp_path: Path) -> None:
     from helpers_students import make_student
 
     from tiue_core.pipeline import TiuePipeline
@@ -328,13 +328,46 @@ def test_the_miniatures_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert set(grids) == set(MINIATURE)
     for name, grid in grids.items():
         assert list(REGISTRY[name].timesteps) == grid
-        given = f"{name}:{tmp_path / 'one'}" if name == "stickers-swiftbrush" else name
-        pipe = load(find(given), device="cpu")  # which holds its timesteps against the row's
         decoders = REGISTRY[name].decoders
-        assert pipe.schedule(decoders=decoders).timesteps.tolist() == grid
+        more = [f"{name}:{tmp_path / 'one'}"] if name == "stickers-swiftbrush" else []
+        for given in (name, *more):
+            pipe = load(find(given), device="cpu")  # which holds its timesteps against the row's
+            assert pipe.schedule(decoders=decoders).timesteps.tolist() == grid
     assert "[999]" in refused(f"stickers-swiftbrush:{four}")
-    monkeypatch.chdir(tmp_path)
-    assert "6-one-step.yaml" in refused("stickers-swiftbrush")
+    assert len({find(name).digest() for name in grids}) == len(grids) - 1  # `fast` has no files
+
+
+def test_the_one_step_row_is_the_teacher_and_a_difference() -> None:
+    """From the package alone, against W + B A and x_0 = (z - sigma eps) / alpha written out."""
+    from safetensors.torch import load_file
+
+    from tiue_core import students
+    from tiue_core.pipeline import draw_noise
+
+    found = find("stickers-swiftbrush")
+    assert found.source is not None and found.source.adapter is not None
+    tensors = load_file(found.source.adapter)
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+    teacher = students.load("stickers-teacher", device="cpu")
+    layers = dict(teacher.unet.named_modules())
+    for name in {name.partition(".lora_")[0] for name in tensors}:
+        up, down = (tensors[f"{name}.lora_{side}.weight"].float() for side in "BA")
+        weight = layers[name].weight
+        weight.data += torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).view_as(weight)
+    pipe = load(found, device="cpu")
+    prompts = ["a cat on a blue background", "a boat on a pink background"]
+    latents = pipe(prompts, seed=SEEDS[:2], output_type="latent").images
+    noise = draw_noise(SEEDS[:2], tuple(latents.shape[1:]))
+    alphas = teacher.scheduler.alphas_cumprod.double()
+    with torch.no_grad():
+        eps = teacher.unet(noise, 999, teacher.encode_prompt(prompts)).sample.double()
+    x0 = (noise - (1 - alphas[999]).sqrt() * eps) / alphas[999].sqrt()
+    expected = alphas[0].sqrt() * x0 + (1 - alphas[0]).sqrt() * eps  # the schedule's last alpha
+    assert (latents - expected).abs().max() < 1e-4 * expected.abs().max()
+    source = students.find("stickers-one-step")
+    assert source.content_hash() == found.digest() != students.find("stickers").content_hash()
+    size = sum(file.stat().st_size for file in students.HERE.rglob("*.safetensors"))
+    assert size <= 25_000_000
 
 
 def test_every_row_has_its_test() -> None:

@@ -88,7 +88,8 @@ def students(json: Json = False, debug: Debug = False) -> None:
 
 
 def _systems() -> list[dict[str, Any]]:
-    """Systems that are no students."""
+    """Every system that is not in the list of students by the same name."""
+    from . import students as library
     from .systems.find import overview
 
-    return [row for row in overview() if row["sampler"] != "one-way" and row["name"] != "images"]
+    return [row for row in overview() if row["name"] not in (*library.REGISTRY, "images")]

@@ -122,8 +122,7 @@ class TiuePipeline(
             wanted = {k: kwargs.pop(k) for k in ("revision", "accept_license") if k in kwargs}
             source = students.find(pretrained_model_name_or_path, **wanted)
             folder = source.path
-            if source.unet is not None and "unet" not in kwargs:
-                kwargs["unet"] = students.load_unet(source.unet, dtype)
+            kwargs = {**source.options(dtype), **kwargs}
             if folder.is_file():
                 from .single_file import load_single_file
 

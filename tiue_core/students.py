@@ -15,8 +15,10 @@ from typing import Any
 from .errors import TiueError
 from .files import PICKLES, content_hash, read_header, refuse_pickle
 from .folders import MODELS, check_folder, reading, weights
+from .low_rank import LOW_RANK, add_low_rank
 
 HERE = Path(__file__).parent
+_STICKERS = HERE / "stickers"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 AcceptLicense = bool | Callable[[str], bool]
@@ -50,7 +52,7 @@ REGISTRY = {
             "stickers",
             "the built-in miniature: things on plain backgrounds, in seconds on a CPU",
             "Apache-2.0",
-            folder=HERE / "stickers" / "student",
+            folder=_STICKERS / "student",
         ),
         Student(
             "loopfree-sd2.1-base",
@@ -68,7 +70,9 @@ REGISTRY = {
         ),
     )
 }
-TEACHER = "stickers-teacher"  # loadable, but not a student: `stickers` with the teacher's UNet
+# Loadable by name, to compare `stickers` with, but not in the registry. They share all with it but
+# the UNet: the teacher's own, and the teacher's with a low-rank difference, for one step.
+TEACHER, ONE_STEP = "stickers-teacher", "stickers-one-step"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Source:
     path: Path
     revision: str | None = None
     unet: Path | None = None  # a UNet folder that stands in for the one in `path`
+    adapter: Path | None = None  # matrices that are added to that UNet's weights
+    timesteps: tuple[int, ...] | None = None  # that stand in for the folder's own
 
     def content_hash(self) -> str:
         """SHA-256 over all weights and the scheduler's config: what decides the picture."""
@@ -88,7 +94,17 @@ class Source:
         if self.unet is not None:
             homes["unet"] = self.unet.parent
         files = [path for name, home in homes.items() for path in weights(home, name)]
+        files += [self.adapter] if self.adapter else []
         return content_hash([*files, self.path / "scheduler" / "scheduler_config.json"])
+
+    def options(self, dtype: Any = None) -> dict[str, Any]:
+        """What `TiuePipeline` is to be given beside the folder."""
+        options: dict[str, Any] = {}
+        if self.unet is not None:
+            options["unet"] = load_unet(self.unet, dtype, self.adapter)
+        if self.timesteps is not None:
+            options["timesteps"] = list(self.timesteps)
+        return options
 
 
 # --- find ----------------------------------------------------------------------------------
@@ -114,9 +130,13 @@ def find(
     """
     text = str(name)
     student = REGISTRY.get(text)
-    if text == TEACHER:
-        built_in = HERE / "stickers"
-        return Source(text, check_folder(built_in / "student"), unet=built_in / "teacher" / "unet")
+    if text in (TEACHER, ONE_STEP):
+        folder, unet = check_folder(_STICKERS / "student"), _STICKERS / "teacher" / "unet"
+        if text == TEACHER:
+            return Source(text, folder, unet=unet)
+        adapter = _STICKERS / "one-step" / LOW_RANK
+        read_header(adapter)
+        return Source(text, folder, unet=unet, adapter=adapter, timesteps=(999,))
     if student is not None and student.folder is not None:
         return Source(text, check_folder(student.folder))
     if student is not None and student.hub_id:
@@ -228,21 +248,27 @@ def load(
 
         pipe = load_single_file(source.path, base, dtype)
     else:
-        options = reading(source.path, dtype)
-        if source.unet is not None:
-            options["unet"] = load_unet(source.unet, dtype)
+        options = {**reading(source.path, dtype), **source.options(dtype)}
         pipe = TiuePipeline.from_pretrained(str(source.path), **options)
     return pipe.to(device)
 
 
-def load_unet(folder: Path, dtype: Any = None) -> Any:
-    """A UNet by itself, from the folder that holds its config and weights."""
+def load_unet(folder: Path, dtype: Any = None, adapter: Path | None = None) -> Any:
+    """A UNet by itself, from the folder that holds its config and weights.
+
+    ``adapter`` is a file of matrices that become part of the weights (see `low_rank`).
+    """
     from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
 
     read_header(weights(folder.parent, folder.name)[0])
-    return UNet2DConditionModel.from_pretrained(
+    unet = UNet2DConditionModel.from_pretrained(
         str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
+    if adapter is not None:
+        read_header(adapter)
+        add_low_rank(unet, load_file(adapter))
+    return unet
 
 
 def dtype_of(dtype: Any, device: str) -> Any:

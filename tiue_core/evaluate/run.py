@@ -15,26 +15,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import TiueError
 from ..files import check_writable, write_atomically
 from ..systems.find import Found, find, pictures
 from . import latency
 from .data import DataSet
-from .features import Extractor, clip_scores, measure
+from .features import Extractor, open_picture
+from .figures import Figures, Progress
 from .images import own_side, paint
-from .metrics import HALVES, NEAREST, distances, standard_errors
+from .metrics import HALVES, NEAREST
 
 SEEDS_A_PROMPT = 8  #: pictures of one prompt in a diversity grid
-Z = 1.96  #: of a 95 % interval
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
@@ -91,31 +88,22 @@ class Run:
             TiueError: in one line, before anything is painted where it can be known then.
         """
         self._find()
-        out = self.options.out
+        options, out = self.options, self.options.out
         check_writable(out)
         self._remember()
         teacher = self._teacher()
         order = [teacher, *(x for x in self.found if x != teacher)] if teacher else [*self.found]
-        reference: Tensor | None = None
+        figures = Figures(self.data, self.extractor, self.clips, out, options.halves, self.progress)
         rows: dict[str, dict[str, Any]] = {}
-        if self.extractor is not None and teacher is None:
-            reference = self._reference()
+        if teacher is None:
+            figures.hold_against_the_data()
         for label in order:
             paths, side = self._pictures(label)
             row: dict[str, Any] = {"pictures": len(paths), "side": side}
-            figures: dict[str, Any] = {}
-            if self.extractor is not None:
-                looked = self._look(self.extractor, paths, label)
-                if label == teacher:
-                    reference = looked["features"]
-                    row["is_reference"] = True
-                assert reference is not None
-                figures |= self._distances(reference, looked["features"])
-                if self.data.scenes:
-                    figures |= self._rightness(looked)
-            for clip in self.clips:
-                figures[clip.name] = self._clip(clip, paths, label)
-            row["figures"] = figures
+            if label == teacher:
+                figures.hold_against(paths, label)
+                row["is_reference"] = True
+            row["figures"] = figures.of(paths, label)
             rows[label] = {**self._about(label), **row, "files": [self._relative(p) for p in paths]}
         for label in order:
             rows[label]["time"] = self._time(label, rows[label]["side"])
@@ -131,8 +119,8 @@ class Run:
                 "reference": teacher or self.data.about,
             },
             "nearest": NEAREST,
-            "halves": self.options.halves,
-            "seed": self.options.seed,
+            "halves": options.halves,
+            "seed": options.seed,
             "features": self.extractor.about if self.extractor else None,
             "clips": {clip.name: clip.about for clip in self.clips},
             "systems": {label: rows[label] for label in (*self.found,) if label not in hidden},
@@ -222,8 +210,6 @@ class Run:
         found, options = self.found[label], self.options
         if found.system.sampler == "images":
             paths = pictures(found.paths[0])
-            from .features import open_picture
-
             return paths, open_picture(paths[0]).width
         from ..systems.load import load
 
@@ -273,75 +259,7 @@ class Run:
         path, out = path.resolve(), self.options.out.resolve()
         return path.relative_to(out).as_posix() if path.is_relative_to(out) else path.as_posix()
 
-    # --- numbers ----------------------------------------------------------------------------
-
-    def _look(self, extractor: Extractor, paths: Sequence[Path], label: str) -> dict[str, Tensor]:
-        with self.progress(f"{label}: {extractor.name}", len(paths)) as advance:
-            return measure(
-                extractor,
-                paths,
-                self.options.out / "kept",
-                name=label,
-                one_size=True,
-                advance=advance,
-            )
-
-    def _reference(self) -> Tensor:
-        assert self.extractor is not None
-        paths: Sequence[Path] = self.data.reference
-        if self.data.draw is not None:
-            paths = self.data.draw(self.options.out / "reference")
-        with self.progress(f"reference: {self.extractor.name}", len(paths)) as advance:
-            looked = measure(
-                self.extractor,
-                paths,
-                self.options.out / "kept",
-                name="the reference",
-                one_size=self.extractor.name == "judge",  # the others crop and resize
-                advance=advance,
-            )
-        return looked["features"]
-
-    def _distances(self, real: Tensor, fake: Tensor) -> dict[str, Any]:
-        with self.progress("distances", 1 + self.options.halves) as advance:
-            found = distances(real, fake)
-            advance(1)
-
-            def half(a: Tensor, b: Tensor) -> dict[str, float]:
-                advance(1)
-                return distances(real[a], fake[b])
-
-            enough = min(len(real), len(fake)) // 2 > NEAREST
-            draws = self.options.halves if enough else 0
-            errors = standard_errors(half, len(real), len(fake), draws)
-        return {name: _figure(value, errors.get(name)) for name, value in found.items()}
-
-    def _rightness(self, looked: dict[str, Tensor]) -> dict[str, Any]:
-        """Shares of pictures that show what was asked for."""
-        from ..stickers.judge import Judge, labels, right
-        from ..stickers.world import World
-
-        settings = Judge.load().settings
-        world = World(settings["kinds"], settings["backgrounds"], pairs=0)
-        hits, grounds = right(
-            (looked["things"], looked["background"]), labels(world, list(self.data.scenes))
-        )
-        shares = {"thing": hits, "background": grounds}
-        return {name: self._mean(one.double()) for name, one in shares.items()}
-
-    def _clip(self, clip: Extractor, paths: Sequence[Path], label: str) -> dict[str, Any]:
-        assert clip.texts is not None
-        images = self._look(clip, paths, label)["image"]
-        return self._mean(clip_scores(images, clip.texts(self.data.prompts)).double())
-
-    def _mean(self, values: Tensor) -> dict[str, Any]:
-        draws = self.options.halves
-
-        def half(_: Tensor, rows: Tensor) -> dict[str, float]:
-            return {"mean": float(values[rows].mean())}
-
-        errors = standard_errors(half, len(values), len(values), draws)
-        return _figure(float(values.mean()), errors.get("mean"))
+    # --- what is said of them ----------------------------------------------------------------
 
     def _time(self, label: str, side: int) -> dict[str, Any] | None:
         found, options = self.found[label], self.options
@@ -372,10 +290,3 @@ class Run:
             "digest": found.digest(),
             "revisions": list(found.revisions),
         }
-
-
-def _figure(value: float, error: float | None) -> dict[str, Any]:
-    """A number with its 95 % interval."""
-    if error is None:
-        return {"value": value}
-    return {"value": value, "low": value - Z * error, "high": value + Z * error}

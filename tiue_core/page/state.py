@@ -189,7 +189,7 @@ def decoders_of(source: Source) -> int:
     """K of a student, from its index; the paper's 4 where it says nothing."""
     try:
         index = json.loads((source.path / "model_index.json").read_text(encoding="utf-8"))
-        times, steps = index.get("timesteps"), index.get("steps")
+        times, steps = source.timesteps or index.get("timesteps"), index.get("steps")
         return len(times) if times else int(steps or 4)
     except (OSError, ValueError, TypeError):
         return 4

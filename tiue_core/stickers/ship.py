@@ -1,8 +1,9 @@
 """Make the shipped miniature: ``python -m tiue_core.stickers.ship RUNS [FIGURES]``.
 
-What RUNS holds of student, decoder, teacher and judge is shipped from now on; the rest stays.
-Half precision, safetensors; the teacher shares all but its UNet with the student, so only that is
-shipped of it. FIGURES is what ``tiue evaluate --out`` wrote; the model card quotes it.
+What RUNS holds of student, decoder, teacher, judge and one-step student is shipped from now on; the
+rest stays. Half precision, safetensors; the teacher shares all but its UNet with the student, so
+only that is shipped of it, and of the one-step student how it differs from that. FIGURES is what
+``tiue evaluate --out`` wrote; the model card quotes it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ DECODERS = ("decoder-more", "decoder")  #: runs of the autoencoder, the last wor
 
 
 def ship(runs: Path) -> int:
-    """Copy student, teacher and judge of ``runs`` into the package; returns their bytes."""
+    """Copy what ``runs`` holds into the package; returns the bytes of all weights in it."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    from ..low_rank import LOW_RANK
     from ..pipeline import TiuePipeline
     from .judge import Judge
     from .world import World
@@ -50,11 +52,22 @@ def ship(runs: Path) -> int:
         unet.half().save_pretrained(HERE / "teacher" / "unet")
     if "judge" in made:
         Judge.load(made["judge"]).save(HERE / "judge")
+    if "one-step-low-rank" in made:
+        (HERE / "one-step").mkdir(exist_ok=True)
+        shutil.copy(made["one-step-low-rank"] / LOW_RANK, HERE / "one-step" / LOW_RANK)
     size = sum(file.stat().st_size for file in HERE.rglob("*.safetensors"))
     if size > MOST:
         raise SystemExit(f"{size / 1e6:.1f} MB of weights: at most {MOST / 1e6:.0f} MB are shipped")
     return size
 
+
+#: Of the one that is shipped; another training wants other words.
+ONE_STEP = """\
+To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too, as a
+low-rank difference from the teacher's UNet: 250,000 numbers, `one-step/low-rank.safetensors`. It is
+not the `one-step` above but of a shortened training: 450 updates on 1,024 of the teacher's samples
+in place of 800 on 6,144, cut to that rank, then 300 updates of the difference alone.
+docs/harness.md has its figures beside the uncut student's, and the commands."""
 
 CARD = """---
 license: apache-2.0
@@ -84,6 +97,8 @@ this table and nothing else. A thing is right if the judge finds it the likelies
 is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same terms, prompts and updates.
 All paint through the same autoencoder.
 
+{one_step}
+
 Made by: `{command}`
 """
 
@@ -104,6 +119,7 @@ def card(figures: dict, command: str) -> str:
         count=figures["count"],
         pairs=min(figures["count"], 128),
         command=command,
+        one_step=ONE_STEP,
     )
 
 

@@ -21,7 +21,6 @@ from .. import hub, students
 from ..errors import TiueError
 from ..files import content_hash, read_header
 from ..folders import MODELS, check_folder, weights
-from .miniature import ONE_STEP
 from .registry import REGISTRY
 from .system import Part, System
 
@@ -122,8 +121,6 @@ def _student(label: str, system: System, given: list[str], accept: Any) -> Found
     if len(given) > 1:
         raise TiueError(f"{system.name} is made of one folder: give {system.name}:FOLDER")
     name = given[0] if given else system.student
-    if name == ONE_STEP and not Path(name).is_dir():
-        raise TiueError(f"{system.name} has no files at {ONE_STEP}: {system.note}")
     source = students.find(name, accept_license=accept)
     if system.sampler != "one-way" and source.path.is_file():
         raise TiueError(f"{system.name} is read from a diffusers folder: {name} is a file")
@@ -268,9 +265,8 @@ def here(system: System) -> bool:
             if source in students.REGISTRY and students.REGISTRY[source].hub_id:
                 entry = students.REGISTRY[source]
                 return hub.cached(entry.hub_id or "", entry.revision) is not None
-            return (
-                source == students.TEACHER or source in students.REGISTRY or Path(source).is_dir()
-            )
+            students.find(source)
+            return True
         except TiueError:
             return False
     for part in system.parts:

@@ -6,7 +6,6 @@ from .paper_rows import LEADING_50
 from .system import Part, System
 
 TEACHER_GUIDANCE = 2.0  #: the miniature teacher's best of 2, 3 and 4.5 (docs/figures.json)
-ONE_STEP = "runs/stickers/one-step/result"  #: where recipe 6-one-step.yaml leaves its student
 
 
 def rows() -> list[System]:
@@ -49,10 +48,9 @@ def rows() -> list[System]:
             (999,),
             pixels=128,
             parts=own,
-            student=ONE_STEP,
-            note="not shipped (with it the weights would be 35 MB): train it with "
-            "`tiue distill tiue_core/stickers/recipes/6-one-step.yaml`, or give a folder, "
-            "stickers-swiftbrush:FOLDER",
+            student="stickers-one-step",
+            note="the teacher's UNet and a low-rank difference: the whole student would be 10 MB "
+            "more. stickers-swiftbrush:FOLDER runs one that recipe 6-one-step.yaml made",
         )
     )
     for name, decoders, timesteps in (

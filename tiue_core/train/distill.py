@@ -39,6 +39,7 @@ from .draws import Draws, Source, integers, normal, uniform
 from .embeds import Embeds
 from .grids import grid
 from .loop import adam, gather, settle
+from .low_rank import give_adapters, write_adapters
 from .pairs import teacher_pairs
 from .prompts import PromptTokens, load_prompts
 from .reals import real_images
@@ -74,6 +75,8 @@ class DistillTask:
             student.to(torch.bfloat16)
             self.pipeline.unet.to(torch.bfloat16)
         student.requires_grad_(True)
+        if recipe.low_rank:
+            student = self._low_rank(student)
         self.teacher = self.pipeline.unet
         self.teacher.add_adapter(
             LoraConfig(
@@ -88,7 +91,7 @@ class DistillTask:
             self.teacher.enable_gradient_checkpointing()
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(recipe, student.parameters()),
+            "student": adam(recipe, _learned(student)),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
         self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip else None
@@ -116,6 +119,12 @@ class DistillTask:
     def _copy(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
         """What the student starts from."""
         return copy.deepcopy(unet)
+
+    def _low_rank(self, wanted: UNet2DConditionModel) -> UNet2DConditionModel:
+        """The teacher with adapters that bring it near ``wanted``; they alone learn."""
+        student = copy.deepcopy(self.pipeline.unet).requires_grad_(False)
+        give_adapters(student, wanted, self.recipe.low_rank)
+        return student
 
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
@@ -356,13 +365,15 @@ class DistillTask:
         return measure(self, modules["student"])
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
-        parts = self.pipeline.components
+        parts, unet = self.pipeline.components, modules["student"].eval()
+        if self.recipe.low_rank:
+            unet = write_adapters(unet, folder)
         timesteps = [int(t) for t in self.schedule.timesteps] if self.recipe.timesteps else None
         TiuePipeline(
             vae=parts["vae"],
             text_encoder=parts["text_encoder"],
             tokenizer=parts["tokenizer"],
-            unet=modules["student"].eval(),
+            unet=unet,
             scheduler=parts["scheduler"],
             steps=self.recipe.decoders,
             timesteps=timesteps,

@@ -110,6 +110,12 @@ class _Rehearsed(DistillTask):
     def _copy(self, unet: Any) -> Any:
         return _twin(unet)
 
+    def _low_rank(self, wanted: Any) -> Any:
+        student = _twin(self.pipeline.unet).requires_grad_(False)
+        theirs: Any = self._like.modules["student"]
+        student.add_adapter(theirs.peft_config["default"])
+        return student
+
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         device, count = accelerator.device, 2 * recipe.batch_size

@@ -199,6 +199,12 @@ class DistillRecipe(Recipe):
     validate_every: int = Field(0, ge=0, description="updates between two measurements; 0 = none")
     validate_count: int = Field(64, ge=16, description="pictures a measurement")
     init: Path | None = Field(None, description="start the student's UNet from this folder")
+    low_rank: int = Field(
+        0,
+        ge=0,
+        description="numbers of which the student's difference from the teacher is made, as "
+        "adapters that begin as the nearest to `init`'s; 0 = all its weights learn",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistillRecipe:
@@ -214,6 +220,8 @@ class DistillRecipe(Recipe):
             raise ValueError("images are shown to the critic: set `adversarial`")
         if self.clip and self.clip_model is None:
             raise ValueError("the CLIP term needs a model: set `clip_model`")
+        if self.low_rank and self.init is None:
+            raise ValueError("low_rank begins with what a student learned: give its UNet as `init`")
         if self.validate_every and self.world is None and self.clip_model is None:
             raise ValueError("validation needs `world` (its judge) or `clip_model`")
         return self
