@@ -50,6 +50,7 @@ from .vsd import (
     noise_like,
     normal_kl,
     paint,
+    perceptual,
     plain,
     score_distillation,
 )
@@ -211,9 +212,13 @@ class DistillTask:
         if recipe.regression:
             losses["regression"] = (recipe.regression, distance(latents, painted))
         told = None
-        if recipe.adversarial:
+        if recipe.adversarial or recipe.perceptual:
             real, asked = self._real(painted, wanted, draws)
-            fooled, told = self._criticism(latents, real, wanted, draws, asked)
+            seen = self._both_seen(latents, real, wanted, asked, draws)
+            if recipe.perceptual:
+                losses["perceptual"] = (recipe.perceptual, perceptual(*seen))
+        if recipe.adversarial:
+            fooled, told = self._criticism(*seen, wanted, asked)
             losses["adversarial"] = (recipe.adversarial, fooled)
         if self.clip is not None:
             prompts = [self.prompts[row] for row in rows.tolist()]
@@ -273,27 +278,24 @@ class DistillTask:
             return latents, embeds
         return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
 
-    def _criticism(
-        self,
-        latents: Tensor,
-        painted: Tensor,
-        prompt_embeds: Tensor,
-        generator: Source,
-        painted_embeds: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The student's loss and the critic's; both sets noised alike, so details count too.
-
-        ``painted`` is the real side; its prompts are the student's unless ``painted_embeds`` says.
-        """
-        asked = prompt_embeds if painted_embeds is None else painted_embeds
-        timesteps, noise = noise_like(latents, generator, self.recipe.critic_range)
-        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
+    def _both_seen(
+        self, latents: Tensor, real: Tensor, prompt_embeds: Tensor, asked: Tensor, source: Source
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the teacher sees in the student's latents and in the real side, each with its
+        prompts; both noised alike, so details count too."""
+        timesteps, noise = noise_like(latents, source, self.recipe.critic_range)
         with self.accelerator.autocast():
             noised = self.noising.add(latents, noise, timesteps)
             fake = self._seen(noised, timesteps, prompt_embeds)
             with torch.no_grad():
-                noised = self.noising.add(painted, noise, timesteps)
-                real = self._seen(noised, timesteps, asked)
+                noised = self.noising.add(real, noise, timesteps)
+                return fake, self._seen(noised, timesteps, asked)
+
+    def _criticism(
+        self, fake: list[Tensor], real: list[Tensor], prompt_embeds: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the critic's."""
+        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
         seen = critic(real, asked.float().mean(1))
         told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
         critic.requires_grad_(False)  # the student's loss must not move it
