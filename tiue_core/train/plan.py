@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..unet import SplitUNet
+from ..xl import extra_rows
 from . import distill
 from .diffusion import Noising
 from .distill import DistillTask
@@ -102,7 +102,11 @@ class _Rehearsed(DistillTask):
     def _load(self) -> None:
         like = self._like.pipeline
         self.pipeline = SimpleNamespace(  # only what an update needs
-            unet=_twin(like.unet), vae=like.vae, scheduler=like.scheduler, text_encoder=None
+            unet=_twin(like.unet),
+            vae=like.vae,
+            vae_scale_factor=like.vae_scale_factor,
+            scheduler=like.scheduler,
+            text_encoder=None,
         )
         self.prompts, self.empty, self.schedule = ["", ""], self._like.empty, self._like.schedule
         self.tokens = self._like.tokens
@@ -113,13 +117,14 @@ class _Rehearsed(DistillTask):
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         device, count = accelerator.device, 2 * recipe.batch_size
-        self.student = SplitUNet(self.modules["student"].to(device))
+        self.student = self.split(self.modules["student"].to(device))
         self.teacher.to(device)
         if "critic" in self.modules:
             self.modules["critic"].to(device)
         noising = Noising.from_scheduler(self.pipeline.scheduler)
         self.noising = Noising(torch.empty_like(noising.alphas, device=device))
-        shape = (1, self.empty.shape[1], self.teacher.config.cross_attention_dim)
+        length = self._like.pipeline.tokenizer.model_max_length + extra_rows(self.teacher)
+        shape = (1, length, self.teacher.config.cross_attention_dim)
         kind = next(self.teacher.parameters()).dtype
         embeds = torch.empty(shape, device=device, dtype=kind)
         some = torch.empty(count, *self.shape)
