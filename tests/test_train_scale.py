@@ -195,6 +195,33 @@ def test_eight_bit_adam_is_resumed_exactly(settings: dict[str, Any], tmp_path: P
             assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
 
 
+def test_fp16s_scaler_is_resumed(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the scale doubles after every third update that did not overflow."""
+    used: list[Any] = []
+
+    def scaled(recipe: Any) -> Accelerator:
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=9)
+        used.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr("tiue_core.train.loop.accelerator_for", scaled)
+    base = {"checkpoint_every": 2, "imitate": 0, "steps": 5, "ema": 0}
+    train(recipe_of(settings, **base, out=tmp_path / "whole"), DistillTask)
+    halves = {**base, "out": tmp_path / "halves"}
+    train(recipe_of(settings, **{**halves, "steps": 2}), DistillTask)
+    train(recipe_of(settings, **halves), DistillTask)
+    # Three optimizers step in an update, and each counts.
+    assert used[0].get_scale() == 2048.0 and used[0].state_dict() == used[2].state_dict()
+    assert used[1].state_dict() != used[0].state_dict()
+    for file in (tmp_path / "whole/checkpoints/step-0000005").glob("*.safetensors"):
+        other = load_file(tmp_path / "halves/checkpoints/step-0000005" / file.name)
+        for name, tensor in load_file(file).items():
+            assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
+
+
 # --- what it learns from -------------------------------------------------------------------
 
 

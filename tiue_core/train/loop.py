@@ -198,7 +198,9 @@ def train(
     shadows = averages.modules if recipe.ema else {}
     folder = recipe.out / "checkpoints"
     about = recipe.model_dump(mode="json")
-    start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers, about)
+    networks = task.modules, shadows, task.optimizers
+    scaler = accelerator.scaler
+    start = checkpoint.load_latest(folder, *networks, about, scaler=scaler)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
     foresee = getattr(task, "foresee", None)
     if foresee and announce and start == 0 and accelerator.is_main_process:
@@ -213,8 +215,7 @@ def train(
     shown = {**task.modules, **shadows}
 
     def save(done: int) -> None:
-        networks = task.modules, shadows, task.optimizers
-        checkpoint.save(folder, done, *networks, about, keep=recipe.keep)
+        checkpoint.save(folder, done, *networks, about, keep=recipe.keep, scaler=scaler)
 
     clock, since = time.perf_counter(), start
     result = recipe.out / "result"
