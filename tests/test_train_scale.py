@@ -112,23 +112,60 @@ def test_accumulated_gradients_are_the_whole_batchs(
     assert furthest(curve(whole.out), curve(other.out)) > 1e-3
 
 
+def launched(launcher: str, file: Path, kind: str = "MULTI_GPU") -> Any:
+    """``tiue distill file`` in two processes that talk by gloo."""
+    command = [sys.executable, "-m"]
+    if launcher == "torchrun":
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    else:  # as `accelerate config` writes it; on a CPU it would want MPI for MULTI_CPU
+        config = {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": kind,
+            "num_machines": 1,
+            "num_processes": 2,
+            "machine_rank": 0,
+            "mixed_precision": "no",
+            "main_process_port": 0,
+            "use_cpu": True,
+        }
+        settings = file.with_name("accelerate.yaml")
+        settings.write_text(yaml.safe_dump(config))
+        command += ["accelerate.commands.launch", "--config_file", str(settings)]
+    command += ["-m", "tiue_core", "distill", str(file)]
+    cpu = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=cpu, capture_output=True, text=True, timeout=1200)
+
+
 @pytest.mark.slow
-def test_two_processes_are_one(settings: dict[str, Any], tmp_path: Path) -> None:
-    """50 updates, same global batch: the losses agree to 1e-4 (gloo)."""
-    one = recipe_of(settings, out=tmp_path / "one", steps=50, imitate=5, lora_lead=5)
-    two = {**settings, "out": str(tmp_path / "two"), "steps": 50, "batch_size": 2}
-    two.update(imitate=5, lora_lead=5)
+@pytest.mark.parametrize(("launcher", "steps"), [("torchrun", 50), ("accelerate", 10)])
+def test_two_processes_are_one(
+    settings: dict[str, Any], tmp_path: Path, launcher: str, steps: int
+) -> None:
+    """Same global batch: the losses of all updates agree to 1e-4 (gloo)."""
+    changes = {"steps": steps, "imitate": 5, "lora_lead": 5}
+    one = recipe_of(settings, out=tmp_path / "one", **changes)
+    two = {**settings, **changes, "out": str(tmp_path / "two"), "batch_size": 2}
     file = tmp_path / "two.yaml"
     file.write_text(yaml.safe_dump(two))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "-m", "tiue_core", "distill", str(file)]
-    cpu = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
-    made = subprocess.run(command, env=cpu, capture_output=True, text=True, timeout=1200)
+    made = launched(launcher, file)
     assert made.returncode == 0, made.stderr[-2000:]
+    assert "on 2 processes" in made.stdout + made.stderr
     train(one, DistillTask)
     difference = furthest(curve(one.out), curve(Path(two["out"])))
-    print(f"greatest difference of 50 updates' losses: {difference:.2e}")
+    print(f"greatest difference of {steps} updates' losses: {difference:.2e}")
     assert difference <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["FSDP"])
+def test_sharding_is_refused_in_one_line(
+    settings: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    made = launched("accelerate", file, kind)
+    assert made.returncode != 0 and "shards nothing" in made.stderr
+    assert not Path(settings["out"], "checkpoints").exists()
 
 
 # --- killed and resumed --------------------------------------------------------------------

@@ -25,6 +25,7 @@ from ..errors import TiueError
 from . import checkpoint
 from .recipe import Recipe
 
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that are not built
 BUCKET = 25_000_000  #: gradients a message between processes
 
 
@@ -172,7 +173,16 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
             "TensorBoard is not installed, only log.jsonl is written: pip install 'tiue[train]'",
             stacklevel=2,
         )
-    return Accelerator(mixed_precision=recipe.precision, log_with=tracker, project_config=project)
+    accelerator = Accelerator(
+        mixed_precision=recipe.precision, log_with=tracker, project_config=project
+    )
+    kind = accelerator.distributed_type.value
+    if kind in SHARDED:
+        raise TiueError(
+            f"accelerate is set to {kind}, but this trainer shards nothing, every process holds the "
+            "networks whole: choose multi-GPU in `accelerate config`."
+        )
+    return accelerator
 
 
 def train(
