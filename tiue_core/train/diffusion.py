@@ -53,7 +53,7 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
 
 
 def token_ids(pipeline: Any, prompts: list[str]) -> torch.Tensor:
-    """Prompts -> token ids (N, L); for two text encoders both tokenizers', side by side (N, 2 L)."""
+    """Prompts -> token ids (N, L); for two text encoders both tokenizers' in a row, (N, 2 L)."""
     second = getattr(pipeline, "tokenizer_2", None)
     tokenizers = [pipeline.tokenizer] + ([second] if second is not None else [])
     return torch.cat([tokenize(tokenizer, prompts) for tokenizer in tokenizers], dim=1)

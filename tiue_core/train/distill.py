@@ -94,7 +94,8 @@ class DistillTask:
             "student": adam(recipe, student.parameters()),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
-        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip else None
+        judged = recipe.validate_every and recipe.world is None  # by CLIP
+        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip or judged else None
         if recipe.adversarial:
             width = self.teacher.config.cross_attention_dim
             prompt = torch.zeros(1, 1 + extra_rows(self.teacher), width)
@@ -227,7 +228,7 @@ class DistillTask:
         if recipe.adversarial:
             fooled, told = self._criticism(*seen, wanted, asked)
             losses["adversarial"] = (recipe.adversarial, fooled)
-        if self.clip is not None:
+        if recipe.clip and self.clip is not None:
             prompts = [self.prompts[row] for row in rows.tolist()]
             losses["clip"] = (self.clip.weight(step), self.clip(latents, prompts))
         return losses, told, (latents.detach(), empty, wanted)

@@ -179,8 +179,8 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
     kind = accelerator.distributed_type.value
     if kind in SHARDED:
         raise TiueError(
-            f"accelerate is set to {kind}, but this trainer shards nothing, every process holds the "
-            "networks whole: choose multi-GPU in `accelerate config`."
+            f"accelerate is set to {kind}, but this trainer shards nothing, every process holds "
+            "the networks whole: choose multi-GPU in `accelerate config`."
         )
     return accelerator
 

@@ -6,7 +6,6 @@ be allocated is counted while it would be alive. So what is added to the update 
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..savings.measure import matmul_rate
 from ..xl import extra_rows
 from . import distill
 from .diffusion import Noising
@@ -194,17 +194,8 @@ def _spell(seconds: float) -> str:
 
 
 def _speed(accelerator: Accelerator) -> float:
-    """FLOP/s of a product of two large matrices, in the recipe's precision, measured."""
-    device = accelerator.device
+    """FLOP/s of a product of large matrices, in the recipe's precision, measured."""
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
     kind = kinds.get(accelerator.mixed_precision, torch.float32)
-    side = 4096 if device.type == "cuda" else 768
-    a = torch.randn(side, side, device=device).to(kind)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    device = accelerator.device
+    return matmul_rate(device, kind, 4096 if device.type == "cuda" else 768)

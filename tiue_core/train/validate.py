@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-
 from .diffusion import token_ids
 
 if TYPE_CHECKING:
