@@ -123,8 +123,9 @@ class _Rehearsed(DistillTask):
             self.modules["critic"].to(device)
         noising = Noising.from_scheduler(self.pipeline.scheduler)
         self.noising = Noising(torch.empty_like(noising.alphas, device=device))
-        length = self._like.pipeline.tokenizer.model_max_length + extra_rows(self.teacher)
-        shape = (1, length, self.teacher.config.cross_attention_dim)
+        rows = extra_rows(self.teacher)
+        length = self.empty.shape[1] // (2 if rows else 1)  # two tokenizers' ids lie in a row
+        shape = (1, length + rows, self.teacher.config.cross_attention_dim)
         kind = next(self.teacher.parameters()).dtype
         embeds = torch.empty(shape, device=device, dtype=kind)
         some = torch.empty(count, *self.shape)
