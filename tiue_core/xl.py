@@ -145,7 +145,7 @@ class TiueXLPipeline(TiuePipeline):
         device, packed = self._execution_device, []
         for first in range(0, len(texts), batch_size):
             batch = texts[first : first + batch_size]
-            ids = [
+            one, two = (
                 tokenizer(
                     batch,
                     padding="max_length",
@@ -154,10 +154,10 @@ class TiueXLPipeline(TiuePipeline):
                     return_tensors="pt",
                 ).input_ids.to(device)
                 for tokenizer in (self.tokenizer, self.tokenizer_2)
-            ]
+            )
             zeros = self.config["force_zeros_for_empty_prompt"]
             blank = torch.tensor([zeros and not text for text in batch])
-            packed.append(encode_ids(self.text_encoder, self.text_encoder_2, *ids, blank))
+            packed.append(encode_ids(self.text_encoder, self.text_encoder_2, one, two, blank))
         return torch.cat(packed)
 
     def _decode_images(self, vae: Any, z: Tensor) -> Tensor:

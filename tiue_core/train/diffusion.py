@@ -68,7 +68,8 @@ def embed(pipeline: Any, tokens: torch.Tensor) -> torch.Tensor:
     blank = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     if pipeline.config["force_zeros_for_empty_prompt"]:
         blank = (tokens == token_ids(pipeline, [""]).to(tokens.device)).all(1)
-    return encode_ids(encoder, second, *tokens.chunk(2, dim=1), blank)
+    ids, second_ids = tokens.chunk(2, dim=1)
+    return encode_ids(encoder, second, ids, second_ids, blank)
 
 
 def guided(
