@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +26,7 @@ from ..errors import TiueError
 from . import checkpoint
 from .recipe import Recipe
 
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that are not built
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that this loop has not
 BUCKET = 25_000_000  #: gradients a message between processes
 
 
@@ -164,6 +165,12 @@ class Average:
 
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
+    for kind in SHARDED:  # what `accelerate launch` says of its config
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("true", "1"):
+            raise TiueError(
+                f"accelerate is set to {kind}, but this trainer shards nothing, every process "
+                "holds the networks whole: choose multi-GPU in `accelerate config`."
+            )
     project = ProjectConfiguration(
         project_dir=str(recipe.out), logging_dir=str(recipe.out / "logs")
     )
@@ -173,16 +180,7 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
             "TensorBoard is not installed, only log.jsonl is written: pip install 'tiue[train]'",
             stacklevel=2,
         )
-    accelerator = Accelerator(
-        mixed_precision=recipe.precision, log_with=tracker, project_config=project
-    )
-    kind = accelerator.distributed_type.value
-    if kind in SHARDED:
-        raise TiueError(
-            f"accelerate is set to {kind}, but this trainer shards nothing, every process holds "
-            "the networks whole: choose multi-GPU in `accelerate config`."
-        )
-    return accelerator
+    return Accelerator(mixed_precision=recipe.precision, log_with=tracker, project_config=project)
 
 
 def train(
@@ -200,8 +198,8 @@ def train(
         LossError: a loss is no number. Either way a checkpoint has all updates so far, and the
             result what they were good for.
     """
-    recipe.out.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator_for(recipe)
+    recipe.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     task = make_task(recipe)
     averages = Average({name: task.modules[name] for name in task.averaged}, recipe.ema)
