@@ -27,7 +27,6 @@ from tiue_core.train.distill import DistillTask
 from tiue_core.train.loop import accelerator_for
 from tiue_core.train.plan import GIB, plan
 from tiue_core.train.recipe import DistillRecipe
-from tiue_core.unet import SplitUNet
 
 TOKENS = 77
 
@@ -42,14 +41,16 @@ class RandomTask(DistillTask):
         unet = UNet2DConditionModel(**self.config).eval().requires_grad_(False)
         torch.set_default_dtype(torch.float32)
         scheduler = DDIMScheduler(**_SCHEDULER)
-        self.pipeline = SimpleNamespace(unet=unet, vae=None, scheduler=scheduler)
+        self.pipeline = SimpleNamespace(
+            unet=unet, vae=None, vae_scale_factor=8, scheduler=scheduler, components={}
+        )
         self.prompts, self.empty = ["", ""], torch.zeros(1, TOKENS, dtype=torch.int64)
         self.tokens = self.empty
         self.schedule = OneWaySchedule.from_config(scheduler, steps=self.recipe.decoders)
 
     def prepare(self, accelerator: Any) -> None:
         self.accelerator = accelerator
-        self.student = SplitUNet(self.modules["student"])
+        self.student = self.split(self.modules["student"])
         self.noising = Noising.from_scheduler(self.pipeline.scheduler)
         width = self.teacher.config.cross_attention_dim
         some = torch.randn(1, TOKENS, width, dtype=torch.bfloat16)

@@ -210,21 +210,24 @@ def write(file: Path, content: Any) -> None:
 
 def work(row: str, seed: int, out: Path) -> None:
     """Train and measure one row with one seed, unless that is done."""
-    file = out / "measured" / f"{row}-{seed}.json"
-    if file.is_file():
-        return
     folder, start = out / f"{row}-{seed}", time.perf_counter()
+    counts = {"measured": STUDY["count"]}
+    if row in STUDY["large"]["rows"]:
+        counts["measured-large"] = STUDY["large"]["count"]
+    files = {out / name / f"{row}-{seed}.json": count for name, count in counts.items()}
+    missing = {file: count for file, count in files.items() if not file.is_file()}
     trained = not {"teacher_steps", "untrained"} & set(STUDY["rows"][row])
-    if trained and not (folder / "result" / "model_index.json").is_file():
+    if missing and trained and not (folder / "result" / "model_index.json").is_file():
         run(recipe_for(row, seed, out))
-    middle = time.perf_counter()
-    found = measure(row, seed, out, STUDY["count"])
-    found.update(
-        trained_s=middle - start if trained else 0, measured_s=time.perf_counter() - middle
-    )
-    write(file, found)
+    trained_s = time.perf_counter() - start if trained else 0.0
+    for file, count in missing.items():
+        start = time.perf_counter()
+        found = measure(row, seed, out, count)
+        found.update(trained_s=trained_s, measured_s=time.perf_counter() - start)
+        write(file, found)
+        figures = "  ".join(f"{k} {v:.3f}" for k, v in found.items())
+        print(f"{row} seed {seed}, {count} pictures: {figures}", flush=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    print(f"{row} seed {seed}: " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
 
 
 def main() -> None:

@@ -12,14 +12,13 @@ from scipy import stats
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = ("fid", "fidelity", "two_things", "precision", "recall", "f1", "density", "coverage")
-MARKS = "<!-- table -->", "<!-- /table -->"
 
 
-def gathered(rows: Any, out: Path) -> dict[str, dict[str, list[float]]]:
+def gathered(rows: Any, folder: Path) -> dict[str, dict[str, list[float]]]:
     """Row -> column -> one value a seed, of what is measured."""
     found = {}
     for row in rows:
-        files = sorted((out / "measured").glob(f"{row}-[0-9]*.json"))
+        files = sorted(folder.glob(f"{row}-[0-9]*.json"))
         measured = [json.loads(file.read_text()) for file in files]
         if measured:
             found[row] = {name: [m[name] for m in measured] for name in (*COLUMNS, "trained_s")}
@@ -36,7 +35,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def report(study: dict, out: Path, python: str, script: str) -> None:
     """Write docs/study.json, the table in docs/study.md and the figures in docs/study."""
-    values = gathered(study["rows"], out)
+    values = gathered(study["rows"], out / "measured")
+    large = gathered(study["rows"], out / "measured-large")
     costs_file = out / "costs.json"
     costs = json.loads(costs_file.read_text()) if costs_file.is_file() else {}
     alike = {row: _shape(study["rows"][row]) for row in values}
@@ -48,24 +48,31 @@ def report(study: dict, out: Path, python: str, script: str) -> None:
             costs_file.write_text(json.dumps(costs, indent=1))
     features = out / "features.json"
     result = {
-        "settings": {key: study[key] for key in ("count", "base")},
+        "settings": {key: study[key] for key in ("count", "large", "base")},
         "rows": {
-            row: {
-                "title": study["rows"][row]["title"],
-                "seeds": len(columns["fid"]),
-                "values": columns,
-                "interval": {name: interval(columns[name]) for name in COLUMNS},
-                **costs[alike[row]],
-            }
+            row: {**_summary(study["rows"][row], columns), **costs[alike[row]]}
             for row, columns in values.items()
         },
+        "large": {row: _summary(study["rows"][row], columns) for row, columns in large.items()},
     }
     (DOCS / "study.json").write_text(json.dumps(result, indent=1) + "\n")
     page = DOCS / "study.md"
     text = page.read_text(encoding="utf-8")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{after}", encoding="utf-8")
+    for name, rows in (("table", result["rows"]), ("large", result["large"])):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, after = text.split(start)[0], text.split(end)[1]
+        text = f"{before}{start}\n{table(rows)}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
     figures(result, json.loads(features.read_text()) if features.is_file() else None, out)
+
+
+def _summary(row: dict, columns: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        "title": row["title"],
+        "seeds": len(columns["fid"]),
+        "values": columns,
+        "interval": {name: interval(columns[name]) for name in COLUMNS},
+    }
 
 
 def _shape(row: dict) -> str:
@@ -77,32 +84,35 @@ def _shape(row: dict) -> str:
     return f"{kind} {changes.get('decoders', 4)}"
 
 
-def table(result: dict) -> str:
-    lines = ["| row | seeds | " + " | ".join(COLUMNS) + " | s | MB |"]
-    lines.append("| --- " * (len(COLUMNS) + 4) + "|")
-    for row in result["rows"].values():
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    costs = all("seconds" in row for row in rows.values())
+    names = ["row", "seeds", *COLUMNS, *(("s", "MB") if costs else ())]
+    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
+    for row in rows.values():
         cells = [row["title"], str(row["seeds"])]
         for name in COLUMNS:
             mean, half = row["interval"][name]
             digits = 1 if name == "fid" else 3
             cells.append(f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else ""))
-        cells += [f"{row['seconds']:.2f}", f"{row['memory_mb']:.0f}"]
+        if costs:
+            cells += [f"{row['seconds']:.2f}", f"{row['memory_mb']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def check(out: Path) -> str | None:
     """None if every measured row lies within the interval that the docs give for it."""
-    known, wrong = json.loads((DOCS / "study.json").read_text())["rows"], []
-    for row, columns in gathered(known, out).items():
-        for name in ("fid", "coverage"):
-            mean, half = known[row]["interval"][name]
-            if half != half:
-                continue
-            again = interval(columns[name])[0]
-            inside = abs(again - mean) <= half or again in known[row]["values"][name]
-            print(f"{row} {name}: {again:.3f}, known {mean:.3f} ± {half:.3f}")
-            wrong += [] if inside else [f"{row} {name}"]
+    known, wrong = json.loads((DOCS / "study.json").read_text()), []
+    for part, folder in (("rows", "measured"), ("large", "measured-large")):
+        for row, columns in gathered(known[part], out / folder).items():
+            for name in ("fid", "coverage"):
+                mean, half = known[part][row]["interval"][name]
+                if half != half:
+                    continue
+                again = interval(columns[name])[0]
+                inside = abs(again - mean) <= half or again in known[part][row]["values"][name]
+                print(f"{row} {name} ({part}): {again:.3f}, known {mean:.3f} ± {half:.3f}")
+                wrong += [] if inside else [f"{row} {name} ({part})"]
     return f"outside: {', '.join(wrong)}" if wrong else None
 
 

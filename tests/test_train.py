@@ -167,18 +167,44 @@ def test_the_critic_learns_and_the_student_follows_it(recipe: DistillRecipe) -> 
     real = torch.randn(4, *task.shape, generator=generator(5))
     fake = (real + 1.0).requires_grad_()
     embeds = torch.randn(4, 16, 32, generator=generator(6))
+
+    def judged(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = task._both_seen(fake, real, embeds, embeds, generator(step))
+        return task._criticism(*seen, embeds, embeds)
+
     losses = []
     for step in range(60):
-        _, told = task._criticism(fake, real, embeds, generator(step))
+        _, told = judged(step)
         losses.append(float(told.detach()))
         descend(task.accelerator, task.optimizers["critic"], told, 1.0)
     assert losses[-1] < 0.8 * losses[0]  # a plain shift is easy to see
     before = {name: p.clone() for name, p in task.modules["critic"].named_parameters()}
-    fooled, _ = task._criticism(fake, real, embeds, generator(99))
+    fooled, _ = judged(99)
     fooled.backward()
     assert fake.grad is not None and fake.grad.mean() > 0  # descending takes the shift back
     after = dict(task.modules["critic"].named_parameters())
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in after.items())
+
+
+def test_perceptual_distance_is_of_directions() -> None:
+    """2 - 2 cos of the angle at every place; how strong a feature is does not matter."""
+    a, b = (torch.randn(2, 5, 3, 3, generator=generator(seed)) for seed in (7, 8))
+    apart = 2 - 2 * torch.nn.functional.cosine_similarity(a, b, dim=1)
+    assert vsd.perceptual([a, 3 * a], [b, a]) == pytest.approx(float(apart.mean()) / 2, abs=1e-6)
+
+
+def test_perception_is_the_teachers(recipe: DistillRecipe) -> None:
+    """Its gradient takes the student's latents towards the teacher's, and moves no teacher."""
+    task = task_for(recipe.model_copy(update={**PAIRED, "perceptual": 1.0, "adversarial": 0.0}))
+    real = torch.randn(4, *task.shape, generator=generator(5))
+    fake = (real + 0.5 * torch.randn(real.shape, generator=generator(6))).requires_grad_()
+    embeds = torch.randn(4, 16, 32, generator=generator(7))
+    loss = vsd.perceptual(*task._both_seen(fake, real, embeds, embeds, generator(0)))
+    loss.backward()
+    assert fake.grad is not None and (fake.grad * (fake - real)).sum() > 0
+    assert all(p.grad is None for p in task.teacher.parameters())
+    logs = task.update(0, generator_for(recipe, 0))
+    assert float(logs["perceptual"]) > 0
 
 
 def test_hinge_losses_by_hand() -> None:

@@ -112,23 +112,57 @@ def test_accumulated_gradients_are_the_whole_batchs(
     assert furthest(curve(whole.out), curve(other.out)) > 1e-3
 
 
+def launched(launcher: str, file: Path, kind: str = "MULTI_GPU") -> Any:
+    """``tiue distill file`` in two processes that talk by gloo."""
+    command = [sys.executable, "-m"]
+    if launcher == "torchrun":
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    else:  # as `accelerate config` writes it; on a CPU it would want MPI for MULTI_CPU
+        config = {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": kind,
+            "num_machines": 1,
+            "num_processes": 2,
+            "machine_rank": 0,
+            "mixed_precision": "no",
+            "main_process_port": 0,
+            "use_cpu": True,
+        }
+        settings = file.with_name("accelerate.yaml")
+        settings.write_text(yaml.safe_dump(config))
+        command += ["accelerate.commands.launch", "--config_file", str(settings)]
+    command += ["-m", "tiue_core", "distill", str(file)]
+    cpu = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=cpu, capture_output=True, text=True, timeout=1200)
+
+
 @pytest.mark.slow
-def test_two_processes_are_one(settings: dict[str, Any], tmp_path: Path) -> None:
-    """50 updates, same global batch: the losses agree to 1e-4 (gloo)."""
-    one = recipe_of(settings, out=tmp_path / "one", steps=50, imitate=5, lora_lead=5)
-    two = {**settings, "out": str(tmp_path / "two"), "steps": 50, "batch_size": 2}
-    two.update(imitate=5, lora_lead=5)
+@pytest.mark.parametrize(("launcher", "steps"), [("torchrun", 50), ("accelerate", 10)])
+def test_two_processes_are_one(
+    settings: dict[str, Any], tmp_path: Path, launcher: str, steps: int
+) -> None:
+    """Same global batch: the losses of all updates agree to 1e-4 (gloo)."""
+    changes = {"steps": steps, "imitate": 5, "lora_lead": 5}
+    one = recipe_of(settings, out=tmp_path / "one", **changes)
+    two = {**settings, **changes, "out": str(tmp_path / "two"), "batch_size": 2}
     file = tmp_path / "two.yaml"
     file.write_text(yaml.safe_dump(two))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "-m", "tiue_core", "distill", str(file)]
-    cpu = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
-    made = subprocess.run(command, env=cpu, capture_output=True, text=True, timeout=1200)
+    made = launched(launcher, file)
     assert made.returncode == 0, made.stderr[-2000:]
+    assert "on 2 processes" in made.stdout + made.stderr
     train(one, DistillTask)
     difference = furthest(curve(one.out), curve(Path(two["out"])))
-    print(f"greatest difference of 50 updates' losses: {difference:.2e}")
+    print(f"greatest difference of {steps} updates' losses: {difference:.2e}")
     assert difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_sharding_is_refused_in_one_line(settings: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    made = launched("accelerate", file, "FSDP")
+    assert made.returncode != 0 and "accelerate is set to FSDP" in made.stderr
+    assert not Path(settings["out"]).exists()
 
 
 # --- killed and resumed --------------------------------------------------------------------
@@ -191,6 +225,33 @@ def test_eight_bit_adam_is_resumed_exactly(settings: dict[str, Any], tmp_path: P
     assert any(tensor.dtype == torch.uint8 for tensor in state.values())
     for file in (tmp_path / "whole/checkpoints/step-0000004").glob("*.safetensors"):
         other = load_file(tmp_path / "halves/checkpoints/step-0000004" / file.name)
+        for name, tensor in load_file(file).items():
+            assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
+
+
+def test_fp16s_scaler_is_resumed(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the scale doubles after every third update that did not overflow."""
+    used: list[Any] = []
+
+    def scaled(recipe: Any) -> Accelerator:
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=9)
+        used.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr("tiue_core.train.loop.accelerator_for", scaled)
+    base = {"checkpoint_every": 2, "imitate": 0, "steps": 5, "ema": 0}
+    train(recipe_of(settings, **base, out=tmp_path / "whole"), DistillTask)
+    halves = {**base, "out": tmp_path / "halves"}
+    train(recipe_of(settings, **{**halves, "steps": 2}), DistillTask)
+    train(recipe_of(settings, **halves), DistillTask)
+    # Three optimizers step in an update, and each counts.
+    assert used[0].get_scale() == 2048.0 and used[0].state_dict() == used[2].state_dict()
+    assert used[1].state_dict() != used[0].state_dict()
+    for file in (tmp_path / "whole/checkpoints/step-0000005").glob("*.safetensors"):
+        other = load_file(tmp_path / "halves/checkpoints/step-0000005" / file.name)
         for name, tensor in load_file(file).items():
             assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
 

@@ -12,11 +12,11 @@ MODELS = ("unet", "vae", "text_encoder")
 _LIBRARIES = ("diffusers", "transformers")  # no code from anywhere else
 
 
-def check_folder(folder: Path, models: Sequence[str] = MODELS) -> Path:
+def check_folder(folder: Path, models: Sequence[str] | None = None) -> Path:
     """Return `folder` if a Stable Diffusion-like student can be read from it.
 
     Args:
-        models: those whose weights must be there.
+        models: those whose weights must be there; by default all that its index names.
 
     Raises:
         TiueError: no UNet, a missing file, only pickles, a broken header, or code of its own.
@@ -28,7 +28,9 @@ def check_folder(folder: Path, models: Sequence[str] = MODELS) -> Path:
         raise TiueError(f"{folder} has no UNet: point at a Stable Diffusion-like diffusers folder")
     if not isinstance(index.get("_class_name"), str):
         raise TiueError(f"{folder} brings code of its own: use a plain Stable Diffusion folder")
-    for name in (*models, "tokenizer", "scheduler"):
+    models = models_of(folder) if models is None else models
+    second = ("tokenizer_2",) if "text_encoder_2" in models else ()
+    for name in (*models, "tokenizer", *second, "scheduler"):
         entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in _LIBRARIES:
             raise TiueError(f"{folder} has no {name} of diffusers or transformers: use another")
@@ -38,6 +40,14 @@ def check_folder(folder: Path, models: Sequence[str] = MODELS) -> Path:
             read_header(path)
     _json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
     return folder
+
+
+def models_of(folder: Path) -> tuple[str, ...]:
+    """The models that a folder's index names: those of Stable Diffusion, and SDXL's one more."""
+    index = _json(folder / "model_index.json", "point at the folder that save_pretrained wrote")
+    second = index.get("text_encoder_2")
+    has = isinstance(second, list) and second[:1] == ["transformers"]
+    return (*MODELS, "text_encoder_2") if has else MODELS
 
 
 def weights(folder: Path, name: str) -> list[Path]:

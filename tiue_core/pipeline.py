@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .arguments import latent_side, one_of, seeds_of, texts_of, whole
-from .folders import reading
+from .folders import models_of, reading
 from .schedule import STEPS, OneWaySchedule
 from .speed.embeddings import Embeddings
 from .speed.memory import in_batches
@@ -73,6 +73,7 @@ class TiuePipeline(
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
+    added_conditions: str | None = None  #: what the UNet wants beside the prompt
     vae: Any
     text_encoder: Any
     tokenizer: Any
@@ -94,7 +95,7 @@ class TiuePipeline(
         requires_safety_checker: bool = False,
     ) -> None:
         super().__init__()
-        _check_unet(unet)
+        _check_unet(unet, self.added_conditions)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
@@ -129,7 +130,10 @@ class TiuePipeline(
                 return load_single_file(folder, kwargs.get("base"), dtype)
         # float32 unless asked; transformers alone would keep the half precision of a file.
         options = reading(folder, None if dtype else torch.float32)
-        return super().from_pretrained(str(folder), **{**options, **kwargs})
+        kind = cls
+        if cls.added_conditions is None and "text_encoder_2" in models_of(folder):
+            from .xl import TiueXLPipeline as kind  # SDXL's layout
+        return super(TiuePipeline, kind).from_pretrained(str(folder), **{**options, **kwargs})
 
     def schedule(self, steps: int | None = None, decoders: str = "exact") -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""
@@ -347,8 +351,8 @@ class TiuePipeline(
         return self.image_processor.postprocess(images, output_type=output_type)
 
 
-def _check_unet(unet: Any) -> None:
-    """Refuse what cannot start from noise and a prompt alone."""
+def _check_unet(unet: Any, added: str | None = None) -> None:
+    """Refuse what cannot start from noise and a prompt alone, or wants other conditions."""
     if unet is None:
         return
     config = unet.config
@@ -357,10 +361,11 @@ def _check_unet(unet: Any) -> None:
             f"this UNet takes {config.in_channels} channels and gives {config.out_channels}: "
             "inpainting and editing models are not students, give a text-to-image one"
         )
-    if config.addition_embed_type is not None:
+    if config.addition_embed_type != added:
+        found = config.addition_embed_type or "none"
         raise ValueError(
-            f"this UNet wants added conditions ({config.addition_embed_type}), as SDXL does: "
-            "TiuePipeline is for Stable Diffusion 1 and 2, use SplitUNet for others"
+            f"this UNet wants added conditions ({found}) that do not fit the text encoders: give "
+            "SDXL's with SDXL's two, Stable Diffusion 1's and 2's with one"
         )
     SplitUNet(unet)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import TiueError
 from .files import PICKLES, content_hash, read_header, refuse_pickle
-from .folders import MODELS, check_folder, reading, weights
+from .folders import check_folder, models_of, reading, weights
 from .low_rank import LOW_RANK, add_low_rank
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ class Source:
         """SHA-256 over all weights and the scheduler's config: what decides the picture."""
         if self.path.is_file():
             return content_hash([self.path])
-        homes = dict.fromkeys(MODELS, self.path)
+        homes = dict.fromkeys(models_of(self.path), self.path)
         if self.unet is not None:
             homes["unet"] = self.unet.parent
         files = [path for name, home in homes.items() for path in weights(home, name)]

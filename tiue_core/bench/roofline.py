@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..savings.measure import clock
+from ..savings.measure import clock, matmul_rate
 
-_SIDE = 2048  # of the matrices
 _BYTES = 1 << 28  # copied
 
 
@@ -20,10 +19,9 @@ class Rates:
 
 def rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """The best of a few runs each."""
-    a, b = (torch.randn(_SIDE, _SIDE, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(_BYTES // 8, dtype=torch.int64, device=device)
     target = torch.empty_like(source)
     return Rates(
-        matmul=2 * _SIDE**3 / clock(lambda: a @ b, device, 5),
+        matmul=matmul_rate(device, dtype),
         copy=2 * _BYTES / clock(lambda: target.copy_(source), device, 5),
     )

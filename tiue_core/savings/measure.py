@@ -28,6 +28,12 @@ def clock(function: Callable[[], Any], device: torch.device, repeats: int = 3) -
     return best
 
 
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
+    """FLOP/s of a product of two square matrices: what the machine can do here and now."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / clock(lambda: a @ b, device, 5)
+
+
 def times(
     decoder: Decoder, features: Features, temb: Tensor, context: Tensor, repeats: int = 3
 ) -> Times:

@@ -71,8 +71,12 @@ def save(
     recipe: Mapping[str, Any] | None = None,
     *,
     keep: int = 1,
+    scaler: Any = None,
 ) -> Path:
-    """Write ``folder/step-N`` whole or not at all, then drop all but the ``keep`` newest."""
+    """Write ``folder/step-N`` whole or not at all, then drop all but the ``keep`` newest.
+
+    ``scaler`` is fp16's gradient scaler, if there is one: its scale and how long that has held.
+    """
     final = folder / f"step-{step:07d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -84,6 +88,8 @@ def save(
     for name, optimizer in optimizers.items():
         save_file(optimizer_tensors(optimizer), partial / f"{name}.optimizer.safetensors")
     state = {"step": step, "recipe": dict(recipe or {})}
+    if scaler is not None:
+        state["scaler"] = scaler.state_dict()
     (partial / "state.json").write_text(json.dumps(state, indent=1))
     for file in (*partial.iterdir(), partial):
         to_disk(file)
@@ -101,6 +107,8 @@ def load_latest(
     averages: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
     recipe: Mapping[str, Any] | None = None,
+    *,
+    scaler: Any = None,
 ) -> int:
     """Restore the newest checkpoint in place; returns the number of updates made, 0 if none."""
     found = sorted(folder.glob("step-*"))
@@ -115,7 +123,10 @@ def load_latest(
             module.load_state_dict(load_file(newest / f"{name}.ema.safetensors"), strict=False)
         for name, optimizer in optimizers.items():
             load_optimizer(optimizer, load_file(newest / f"{name}.optimizer.safetensors"))
-        return int(json.loads((newest / "state.json").read_text())["step"])
+        state = json.loads((newest / "state.json").read_text())
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+        return int(state["step"])
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise TiueError(
             f"Checkpoint {newest} does not fit this recipe ({str(error).splitlines()[0]}): "

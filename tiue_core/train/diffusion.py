@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
+from ..xl import encode_ids
+
 
 @dataclass(frozen=True)
 class Noising:
@@ -48,6 +50,26 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
         truncation=True,
         return_tensors="pt",
     ).input_ids
+
+
+def token_ids(pipeline: Any, prompts: list[str]) -> torch.Tensor:
+    """Prompts -> token ids (N, L); for two text encoders both tokenizers' in a row, (N, 2 L)."""
+    second = getattr(pipeline, "tokenizer_2", None)
+    tokenizers = [pipeline.tokenizer] + ([second] if second is not None else [])
+    return torch.cat([tokenize(tokenizer, prompts) for tokenizer in tokenizers], dim=1)
+
+
+def embed(pipeline: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Token ids -> what the UNet is told (N, L, D); SDXL's with the pooled text (``xl.pack``)."""
+    encoder, second = pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)
+    tokens = tokens.to(encoder.device)
+    if second is None:
+        return encoder(tokens)[0]
+    blank = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    if pipeline.config["force_zeros_for_empty_prompt"]:
+        blank = (tokens == token_ids(pipeline, [""]).to(tokens.device)).all(1)
+    ids, second_ids = tokens.chunk(2, dim=1)
+    return encode_ids(encoder, second, ids, second_ids, blank)
 
 
 def guided(

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from ..pipeline import TiuePipeline
 from ..schedule import OneWaySchedule
 from ..unet import SplitUNet
+from ..xl import extra_rows, split, take_packed
 from .card import card
 from .clip_term import ClipTerm
 from .critic import Critic, fool, tell_apart
-from .diffusion import Noising, guided, tokenize
+from .diffusion import Noising, guided, token_ids
 from .draws import Draws, Source, integers, normal, uniform
 from .embeds import Embeds
 from .grids import grid
@@ -51,6 +52,7 @@ from .vsd import (
     noise_like,
     normal_kl,
     paint,
+    perceptual,
     plain,
     score_distillation,
 )
@@ -68,6 +70,7 @@ class DistillTask:
         size = recipe.latent_size or self.pipeline.unet.config.sample_size
         self.shape = (self.pipeline.unet.config.in_channels, size, size)
 
+        take_packed(self.pipeline.unet, self.pipeline.vae_scale_factor)
         student = self._copy(self.pipeline.unet)
         if recipe.init:
             student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
@@ -94,10 +97,12 @@ class DistillTask:
             "student": adam(recipe, _learned(student)),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
-        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip else None
+        judged = recipe.validate_every and recipe.world is None  # by CLIP
+        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip or judged else None
         if recipe.adversarial:
             width = self.teacher.config.cross_attention_dim
-            nothing = torch.zeros(1, *self.shape), torch.zeros(1), torch.zeros(1, 1, width)
+            prompt = torch.zeros(1, 1 + extra_rows(self.teacher), width)
+            nothing = torch.zeros(1, *self.shape), torch.zeros(1), prompt
             critic = Critic([f.shape[1] for f in self._seen(*nothing)], width)
             self.modules = {**self.modules, "critic": critic}
             learned = critic.parameters()
@@ -107,14 +112,18 @@ class DistillTask:
         """The teacher, the prompts and the schedule."""
         recipe = self.recipe
         self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
-        for component in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.unet):
-            component.eval().requires_grad_(False)
+        for component in self.pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.eval().requires_grad_(False)
         self.prompts = load_prompts(recipe)
-        self.tokens = PromptTokens(self.pipeline.tokenizer, self.prompts)
-        self.empty = tokenize(self.pipeline.tokenizer, [""])
+        self.tokens = PromptTokens(self.pipeline, self.prompts)
+        self.empty = token_ids(self.pipeline, [""])
         self.schedule = OneWaySchedule.from_config(
             self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
         )
+
+    def split(self, unet: nn.Module) -> SplitUNet:
+        return split(unet, self.pipeline.vae_scale_factor)
 
     def _copy(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
         """What the student starts from."""
@@ -129,7 +138,7 @@ class DistillTask:
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         self.pipeline.to(accelerator.device)
-        self.student = SplitUNet(self.modules["student"].to(accelerator.device))
+        self.student = self.split(self.modules["student"].to(accelerator.device))
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
         self.embeds = Embeds(self.pipeline, self.tokens, accelerator, recipe.embeddings)
         if self.clip is not None:
@@ -220,11 +229,15 @@ class DistillTask:
         if recipe.regression:
             losses["regression"] = (recipe.regression, distance(latents, painted))
         told = None
-        if recipe.adversarial:
+        if recipe.adversarial or recipe.perceptual:
             real, asked = self._real(painted, wanted, draws)
-            fooled, told = self._criticism(latents, real, wanted, draws, asked)
+            seen = self._both_seen(latents, real, wanted, asked, draws)
+            if recipe.perceptual:
+                losses["perceptual"] = (recipe.perceptual, perceptual(*seen))
+        if recipe.adversarial:
+            fooled, told = self._criticism(*seen, wanted, asked)
             losses["adversarial"] = (recipe.adversarial, fooled)
-        if self.clip is not None:
+        if recipe.clip and self.clip is not None:
             prompts = [self.prompts[row] for row in rows.tolist()]
             losses["clip"] = (self.clip.weight(step), self.clip(latents, prompts))
         return losses, told, (latents.detach(), empty, wanted)
@@ -282,27 +295,24 @@ class DistillTask:
             return latents, embeds
         return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
 
-    def _criticism(
-        self,
-        latents: Tensor,
-        painted: Tensor,
-        prompt_embeds: Tensor,
-        generator: Source,
-        painted_embeds: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The student's loss and the critic's; both sets noised alike, so details count too.
-
-        ``painted`` is the real side; its prompts are the student's unless ``painted_embeds`` says.
-        """
-        asked = prompt_embeds if painted_embeds is None else painted_embeds
-        timesteps, noise = noise_like(latents, generator, self.recipe.critic_range)
-        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
+    def _both_seen(
+        self, latents: Tensor, real: Tensor, prompt_embeds: Tensor, asked: Tensor, source: Source
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the teacher sees in the student's latents and in the real side, each with its
+        prompts; both noised alike, so details count too."""
+        timesteps, noise = noise_like(latents, source, self.recipe.critic_range)
         with self.accelerator.autocast():
             noised = self.noising.add(latents, noise, timesteps)
             fake = self._seen(noised, timesteps, prompt_embeds)
             with torch.no_grad():
-                noised = self.noising.add(painted, noise, timesteps)
-                real = self._seen(noised, timesteps, asked)
+                noised = self.noising.add(real, noise, timesteps)
+                return fake, self._seen(noised, timesteps, asked)
+
+    def _criticism(
+        self, fake: list[Tensor], real: list[Tensor], prompt_embeds: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the critic's."""
+        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
         seen = critic(real, asked.float().mean(1))
         told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
         critic.requires_grad_(False)  # the student's loss must not move it
@@ -313,7 +323,7 @@ class DistillTask:
     def _seen(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
         """What the teacher's encoder sees in noised latents: every level's last, and the middle."""
         with plain(self.teacher):
-            features = SplitUNet(self.teacher).encode(latents, timesteps, prompt_embeds)
+            features = self.split(self.teacher).encode(latents, timesteps, prompt_embeds)
         levels = {skip.shape[-1]: skip for skip in features.skips}  # the last of each size
         return [f.float() for f in (*levels.values(), features.mid)]
 
@@ -340,9 +350,9 @@ class DistillTask:
         prompts = (self.prompts * 32)[:32]
         generator = torch.Generator().manual_seed(self.recipe.seed)
         noise = self._noise(len(prompts), generator)
-        tokens = tokenize(self.pipeline.tokenizer, prompts).to(noise.device)
+        tokens = token_ids(self.pipeline, prompts)
         context = self.embeds.of(tokens).to(noise.device)
-        _, latents = self.paint(SplitUNet(modules["student"]), noise, context)
+        _, latents = self.paint(self.split(modules["student"]), noise, context)
         vae = self.pipeline.vae
         images = vae.decode(latents / vae.config.scaling_factor).sample
         return grid(images, columns=8)
@@ -369,15 +379,11 @@ class DistillTask:
         if self.recipe.low_rank:
             unet = write_adapters(unet, folder)
         timesteps = [int(t) for t in self.schedule.timesteps] if self.recipe.timesteps else None
-        TiuePipeline(
-            vae=parts["vae"],
-            text_encoder=parts["text_encoder"],
-            tokenizer=parts["tokenizer"],
-            unet=unet,
-            scheduler=parts["scheduler"],
-            steps=self.recipe.decoders,
-            timesteps=timesteps,
-        ).save_pretrained(folder)
+        own = {"steps": self.recipe.decoders, "timesteps": timesteps}
+        if "force_zeros_for_empty_prompt" in self.pipeline.config:
+            own["force_zeros_for_empty_prompt"] = self.pipeline.config.force_zeros_for_empty_prompt
+        parts = {**parts, "unet": unet}
+        type(self.pipeline)(**parts, **own).save_pretrained(folder)
         (folder / "README.md").write_text(card(self.recipe, self.schedule), encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import TiueError
-from .diffusion import tokenize
+from .diffusion import embed, token_ids
 from .prompts import PromptTokens
 
 logger = logging.getLogger("tiue.train")
@@ -43,12 +43,12 @@ class Embeds:
     def of(self, tokens: Tensor) -> Tensor:
         """Token ids (B, L) -> (B, L, D)."""
         with self.accelerator.autocast():
-            return self.pipeline.text_encoder(tokens.to(self.pipeline.text_encoder.device))[0]
+            return embed(self.pipeline, tokens)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The empty prompt's and the rows' embeddings, (B, L, D) each, on the device."""
         device = self.accelerator.device
-        empty = tokenize(self.pipeline.tokenizer, [""]).expand(len(rows), -1)
+        empty = token_ids(self.pipeline, [""]).expand(len(rows), -1)
         if self.folder is None:
             return self.of(torch.cat([empty, self.tokens[rows]])).to(device).chunk(2)  # type: ignore[return-value]
         wanted = torch.stack([self._read(int(row)) for row in rows]).to(device)
@@ -63,7 +63,7 @@ class Embeds:
 
     def _fill(self, folder: Path) -> None:
         chunks, prompts = range(-(-len(self.tokens) // CHUNK)), self.tokens.prompts
-        about = {"prompts": len(prompts), "hash": _hash(prompts, self.pipeline.text_encoder)}
+        about = {"prompts": len(prompts), "hash": _hash(prompts, self.pipeline)}
         index = folder / "embeds.json"
         if index.is_file() and json.loads(index.read_text()) != about:
             raise TiueError(
@@ -90,11 +90,12 @@ def _file(folder: Path, chunk: int) -> Path:
     return folder / f"{chunk:05d}.safetensors"
 
 
-def _hash(prompts: list[str], text_encoder: Any) -> str:
-    """Of the prompts in their order, and of a few of the encoder's weights."""
+def _hash(prompts: list[str], pipeline: Any) -> str:
+    """Of the prompts in their order, and of a few of the text encoders' weights."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(prompt.encode() + b"\n")
-    for parameter in text_encoder.parameters():
+    encoders = [pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)]
+    for parameter in (p for e in encoders if e is not None for p in e.parameters()):
         digest.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from ..errors import TiueError
 from . import checkpoint
 from .recipe import Recipe
 
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that this loop has not
 BUCKET = 25_000_000  #: gradients a message between processes
 
 
@@ -163,6 +165,12 @@ class Average:
 
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
+    for kind in SHARDED:  # what `accelerate launch` says of its config
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("true", "1"):
+            raise TiueError(
+                f"accelerate is set to {kind}, but this trainer shards nothing, every process "
+                "holds the networks whole: choose multi-GPU in `accelerate config`."
+            )
     project = ProjectConfiguration(
         project_dir=str(recipe.out), logging_dir=str(recipe.out / "logs")
     )
@@ -190,15 +198,17 @@ def train(
         LossError: a loss is no number. Either way a checkpoint has all updates so far, and the
             result what they were good for.
     """
-    recipe.out.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator_for(recipe)
+    recipe.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     task = make_task(recipe)
     averages = Average({name: task.modules[name] for name in task.averaged}, recipe.ema)
     shadows = averages.modules if recipe.ema else {}
     folder = recipe.out / "checkpoints"
     about = recipe.model_dump(mode="json")
-    start = checkpoint.load_latest(folder, task.modules, shadows, task.optimizers, about)
+    networks = task.modules, shadows, task.optimizers
+    scaler = accelerator.scaler
+    start = checkpoint.load_latest(folder, *networks, about, scaler=scaler)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
     foresee = getattr(task, "foresee", None)
     if foresee and announce and start == 0 and accelerator.is_main_process:
@@ -213,8 +223,7 @@ def train(
     shown = {**task.modules, **shadows}
 
     def save(done: int) -> None:
-        networks = task.modules, shadows, task.optimizers
-        checkpoint.save(folder, done, *networks, about, keep=recipe.keep)
+        checkpoint.save(folder, done, *networks, about, keep=recipe.keep, scaler=scaler)
 
     clock, since = time.perf_counter(), start
     result = recipe.out / "result"

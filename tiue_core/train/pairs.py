@@ -19,7 +19,7 @@ from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .diffusion import guided
+from .diffusion import embed, guided
 from .draws import Source, integers
 
 logger = logging.getLogger("tiue.train")
@@ -109,8 +109,8 @@ def _solve(
     solver.set_timesteps(steps)
     latents, device = noise.to(accelerator.device), accelerator.device
     with accelerator.autocast():
-        context = torch.cat([empty.expand(len(tokens), -1), tokens]).to(device)
-        prompt_embeds = pipeline.text_encoder(context)[0]
+        context = torch.cat([empty.expand(len(tokens), -1), tokens])
+        prompt_embeds = embed(pipeline, context).to(device)
         for timestep in solver.timesteps:
             predicted = guided(pipeline.unet, latents, timestep.to(device), prompt_embeds, guidance)
             latents = solver.step(predicted, timestep, latents).prev_sample

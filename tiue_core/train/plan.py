@@ -6,7 +6,6 @@ be allocated is counted while it would be alive. So what is added to the update 
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..unet import SplitUNet
+from ..savings.measure import matmul_rate
+from ..xl import extra_rows
 from . import distill
 from .diffusion import Noising
 from .distill import DistillTask
@@ -102,7 +102,11 @@ class _Rehearsed(DistillTask):
     def _load(self) -> None:
         like = self._like.pipeline
         self.pipeline = SimpleNamespace(  # only what an update needs
-            unet=_twin(like.unet), vae=like.vae, scheduler=like.scheduler, text_encoder=None
+            unet=_twin(like.unet),
+            vae=like.vae,
+            vae_scale_factor=like.vae_scale_factor,
+            scheduler=like.scheduler,
+            text_encoder=None,
         )
         self.prompts, self.empty, self.schedule = ["", ""], self._like.empty, self._like.schedule
         self.tokens = self._like.tokens
@@ -119,13 +123,15 @@ class _Rehearsed(DistillTask):
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         device, count = accelerator.device, 2 * recipe.batch_size
-        self.student = SplitUNet(self.modules["student"].to(device))
+        self.student = self.split(self.modules["student"].to(device))
         self.teacher.to(device)
         if "critic" in self.modules:
             self.modules["critic"].to(device)
         noising = Noising.from_scheduler(self.pipeline.scheduler)
         self.noising = Noising(torch.empty_like(noising.alphas, device=device))
-        shape = (1, self.empty.shape[1], self.teacher.config.cross_attention_dim)
+        rows = extra_rows(self.teacher)
+        length = self.empty.shape[1] // (2 if rows else 1)  # two tokenizers' ids lie in a row
+        shape = (1, length + rows, self.teacher.config.cross_attention_dim)
         kind = next(self.teacher.parameters()).dtype
         embeds = torch.empty(shape, device=device, dtype=kind)
         some = torch.empty(count, *self.shape)
@@ -195,17 +201,8 @@ def _spell(seconds: float) -> str:
 
 
 def _speed(accelerator: Accelerator) -> float:
-    """FLOP/s of a product of two large matrices, in the recipe's precision, measured."""
-    device = accelerator.device
+    """FLOP/s of a product of large matrices, in the recipe's precision, measured."""
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
     kind = kinds.get(accelerator.mixed_precision, torch.float32)
-    side = 4096 if device.type == "cuda" else 768
-    a = torch.randn(side, side, device=device).to(kind)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    device = accelerator.device
+    return matmul_rate(device, kind, 4096 if device.type == "cuda" else 768)

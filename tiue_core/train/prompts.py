@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import TiueError
-from .diffusion import tokenize
+from .diffusion import token_ids
 from .recipe import DistillRecipe, data_seed
 
 COLUMNS = ("prompt", "caption", "text", "Prompt", "Caption", "TEXT")  #: looked for in this order
@@ -28,14 +28,14 @@ HUB = "hub:"  #: hub:OWNER/NAME, or hub:OWNER/NAME:SPLIT
 class PromptTokens:
     """Prompts that become token ids when they are asked for: ``tokens[rows]`` is (B, L)."""
 
-    def __init__(self, tokenizer: Any, prompts: list[str]):
-        self.tokenizer, self.prompts = tokenizer, prompts
+    def __init__(self, pipeline: Any, prompts: list[str]):
+        self.pipeline, self.prompts = pipeline, prompts
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        return tokenize(self.tokenizer, [self.prompts[row] for row in rows.tolist()])
+        return token_ids(self.pipeline, [self.prompts[row] for row in rows.tolist()])
 
 
 def load_prompts(recipe: DistillRecipe) -> list[str]:

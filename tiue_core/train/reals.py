@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import TiueError
 from ..stickers.world import World
 from .autoencoder import render_pool, to_unit
-from .diffusion import tokenize
+from .diffusion import token_ids
 from .draws import Source, integers
 from .recipe import DistillRecipe, data_seed
 
@@ -58,7 +58,7 @@ def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) 
         scenes = world.scenes(recipe.world_images, seed)
         captions = {str(index): scene.caption for index, scene in enumerate(scenes)}
         batches = iter(render_pool(world, len(scenes), seed).split(BATCH))
-    tokens = tokenize(pipeline.tokenizer, list(captions.values()))
+    tokens = token_ids(pipeline, list(captions.values()))
     file = (recipe.images_from or recipe.out / "images") / f"{len(captions)}-{side}.safetensors"
     if not file.is_file() and accelerator.is_main_process:
         logger.info("encoding %d images", len(captions))

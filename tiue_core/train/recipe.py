@@ -174,6 +174,11 @@ class DistillRecipe(Recipe):
     regression: float = Field(
         0.0, ge=0, description="weight of the distance to the teacher's sample"
     )
+    perceptual: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the same distance in what the teacher's encoder sees of both",
+    )
     adversarial: float = Field(0.0, ge=0, description="weight of the critic's judgement")
     critic_learning_rate: float = 1e-3
     critic_range: tuple[int, int] = Field(
@@ -214,8 +219,12 @@ class DistillRecipe(Recipe):
             low, high = getattr(self, name)
             if not 0 <= low < high <= 1000:
                 raise ValueError(f"{name} is [{low}, {high}]: give 0 <= low < high <= 1000")
-        if (self.regression or self.adversarial) and not self.pairs:
-            raise ValueError("regression and adversarial look at teacher samples: set `pairs`")
+        if (self.regression or self.perceptual or self.adversarial) and not self.pairs:
+            raise ValueError(
+                "regression, perceptual and adversarial look at teacher samples: set `pairs`"
+            )
+        if self.perceptual and (self.images or self.world_images):
+            raise ValueError("perceptual wants the teacher's sample of the same noise, not images")
         if (self.images or self.world_images) and not self.adversarial:
             raise ValueError("images are shown to the critic: set `adversarial`")
         if self.clip and self.clip_model is None:

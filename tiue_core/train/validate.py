@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..unet import SplitUNet
+from .diffusion import token_ids
 
 if TYPE_CHECKING:
     from .distill import DistillTask
@@ -29,11 +29,9 @@ def measure(task: DistillTask, student: Any) -> dict[str, float]:
         world = World(recipe.world.kinds, recipe.world.backgrounds, pairs=0)
         scenes = world.scenes(count, SEED)
         prompts = [scene.caption for scene in scenes]
-    found, unet = [], SplitUNet(student)
+    found, unet = [], task.split(student)
     for first in range(0, count, BATCH):
-        from .diffusion import tokenize
-
-        tokens = tokenize(task.pipeline.tokenizer, prompts[first : first + BATCH])
+        tokens = token_ids(task.pipeline, prompts[first : first + BATCH])
         embeds = task.embeds.of(tokens).to(noise.device)
         found.append(task.paint(unet, noise[first : first + BATCH], embeds)[1])
     latents = torch.cat(found)

@@ -6,7 +6,7 @@ The teacher's UNet carries adapters that learn what the student's pictures look 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,6 +107,16 @@ def noise_like(
     timesteps = integers(generator, *levels, len(latents))
     noise = normal(generator, tuple(latents.shape))
     return timesteps.to(latents.device), noise.to(latents.device)
+
+
+def perceptual(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """LPIPS's distance without learned weights: of feature maps (B, C_i, h_i, w_i), each place's
+    channels at unit length; mean over maps. What sees them is a denoiser, not a classifier."""
+    losses = [
+        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
+        for a, b in zip(fake, real, strict=True)
+    ]
+    return torch.stack(losses).mean()
 
 
 def distance(latents: Tensor, wanted: Tensor) -> Tensor:
