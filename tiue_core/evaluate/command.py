@@ -109,7 +109,7 @@ def register(app: typer.Typer) -> None:
         from .run import Options, Run
 
         result = Run(
-            systems or _miniature(data, say),
+            systems or _miniature(data),
             _data_set(data, count, data_dir, prompts, reference),
             _extractor(features, data, device),
             _clips(clip or [], device),
@@ -176,18 +176,14 @@ def _paper(as_json: bool) -> None:
     print(paper.as_markdown())
 
 
-def _miniature(data: str, say: Any) -> list[str]:
-    """All rows of the miniature that are here; what is not is said."""
+def _miniature(data: str) -> list[str]:
+    """All rows of the miniature: they are part of the package."""
     from ..errors import TiueError
-    from ..systems.find import here
-    from ..systems.registry import MINIATURE, REGISTRY
+    from ..systems.registry import MINIATURE
 
     if data != "stickers":
         raise TiueError("name the systems to compare: see `tiue evaluate --list-systems`")
-    for name in MINIATURE:
-        if not here(REGISTRY[name]):
-            say(f"{name} is left out: {REGISTRY[name].note}")
-    return [name for name in MINIATURE if here(REGISTRY[name])]
+    return list(MINIATURE)
 
 
 def _data_set(name: str, count: Any, folder: Any, prompts: Any, reference: Any) -> Any:
