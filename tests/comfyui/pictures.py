@@ -4,8 +4,9 @@
     python tests/comfyui/pictures.py --page     # and screenshots: docs/comfyui/*.jpg
 
 A small ControlNet is trained for the student first (edges.py; minutes), or give one that was:
---controlnet FILE. Needs ComfyUI (see place.py); screenshots need Chromium, and Playwright in
-ComfyUI's Python.
+--controlnet FILE. The template `train-lora` learns a dozen owls with its own settings (minutes too),
+and `lora` shows that LoRA. Needs ComfyUI (see place.py) and the world's font; screenshots need
+Chromium, and Playwright in ComfyUI's Python.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ from PIL import Image
 from place import BUILT_IN, HERE, ROOT, find
 from server import Server, nodes_of, to_prompt
 
+from tiue_core.stickers.world import World
+
 SIDE = 384  # px of a thumbnail
 DOCS = ROOT / "docs" / "comfyui"
+OWL = "a zorb on a purple background"
 
 
 def thumbnails(server: Server) -> None:
     """The last pictures that a template makes, side by side where there are several."""
     info = server.get("/object_info")
-    for path in sorted((ROOT / "workflows").glob("*.json")):
+    files = sorted((ROOT / "workflows").glob("*.json"))
+    for path in sorted(files, key=lambda path: path.stem != "train-lora"):
         prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
-        for loader in nodes_of(prompt, "LoraLoader"):
-            loader["strength_model"] = loader["strength_clip"] = 0.1  # a random LoRA
+        for text in nodes_of(prompt, "CLIPTextEncode") if path.stem == "lora" else ():
+            text["text"] = OWL  # in place of an example that needs no LoRA
         run = server.run(prompt)
         assert run.status == "success", run.messages
         pictures = [opened(server.view(image)) for image in run.images]
@@ -43,8 +48,21 @@ def thumbnails(server: Server) -> None:
             thumbnail = inset(square[-1], square[-2])
         else:
             thumbnail = sheet(square[-4:] if path.stem == "text-to-image" else square[-1:])
+        if path.stem == "train-lora":
+            (trained,) = (server.base / "output" / "loras").glob("*.safetensors")
+            shutil.copyfile(trained, server.base / "models" / "loras" / "your-lora.safetensors")
         thumbnail.save(path.with_suffix(".jpg"), quality=88)
         print(path.with_suffix(".jpg").relative_to(ROOT))
+
+
+def owls(folder: Path) -> None:
+    """A dozen pictures of something that the student never saw, in place of those that are there."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for number, scene in enumerate(World(kinds=0, more=("owl",), pairs=0).scenes(12, 77)):
+        scene.render().save(folder / f"{number:02d}.png")
+        words = scene.caption.replace("an owl", "a zorb")
+        (folder / f"{number:02d}.txt").write_text(words, encoding="utf-8")
 
 
 def opened(png: bytes) -> Image.Image:
@@ -99,6 +117,7 @@ def main() -> None:
         base.mkdir()
         server = Server(comfy, base)
         run("scratch.py", base / "models", BUILT_IN)
+        owls(base / "input" / "your-pictures")
         controlnet = base / "models" / "controlnet" / "your-controlnet.safetensors"
         if given.controlnet:
             shutil.copyfile(given.controlnet, controlnet)
