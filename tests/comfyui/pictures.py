@@ -4,7 +4,7 @@
     python tests/comfyui/pictures.py --page     # and screenshots: docs/comfyui/*.jpg
 
 A small ControlNet is trained for the student first (edges.py; minutes), or give one that was:
---controlnet FILE. The template `train-lora` learns a dozen owls with its own settings (minutes too),
+--controlnet FILE. The template `train-lora` learns a dozen owls with its own settings (minutes),
 and `lora` shows that LoRA. Needs ComfyUI (see place.py) and the world's font; screenshots need
 Chromium, and Playwright in ComfyUI's Python.
 """
@@ -56,7 +56,7 @@ def thumbnails(server: Server) -> None:
 
 
 def owls(folder: Path) -> None:
-    """A dozen pictures of something that the student never saw, in place of those that are there."""
+    """In place of what is there: a dozen pictures of something that the student never saw."""
     shutil.rmtree(folder)
     folder.mkdir()
     for number, scene in enumerate(World(kinds=0, more=("owl",), pairs=0).scenes(12, 77)):

@@ -61,7 +61,7 @@ def test_a_lora_is_trained_by_clicks_and_painted_with(
     page.click("#tiue-train")
     page.wait_for_selector("#tiue-training:has-text('6 of 6')", timeout=TRAINED)
     page.wait_for_selector("#tiue-training:has-text('is written')", timeout=TRAINED)
-    page.wait_for_function("document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length")
+    page.wait_for_function("document.querySelector('.vega-embed canvas, .vega-embed svg')")
     _screenshot(page, "train")
     file = loras / "ring.safetensors"
     assert any(tensor.any() for name, tensor in load_file(file).items() if "lora_up" in name)

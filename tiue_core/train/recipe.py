@@ -254,6 +254,9 @@ class LoraRecipe(Recipe):
     prior_prompts: Path | None = Field(None, description="those prompts, one a line")
     priors: int = Field(128, gt=0, description="how many pictures of them are kept")
     drop_prompt: float = Field(0.1, ge=0, le=1)
+    levels: tuple[int, int] = Field(
+        (0, 1000), description="timesteps at which the teacher learns the pictures"
+    )
     guidance: float = 2.0
     pairs: int = Field(128, gt=0, description="teacher samples that `paired` regresses onto")
     pair_steps: int = Field(12, ge=1)
