@@ -130,7 +130,7 @@ def train(desk: Desk, choices: Any) -> None:
             )  # fmt: skip
             with gr.Accordion("Settings", open=False):
                 method = gr.Radio(list(METHODS), value=METHODS[0], label="Method")
-                steps = gr.Number(300, label="Updates of the teacher", precision=0, minimum=1)
+                steps = gr.Number(600, label="Updates of the teacher", precision=0, minimum=1)
                 more = gr.Number(150, label="Updates of the student", precision=0, minimum=1)
                 rank = gr.Number(16, label="Rank", precision=0, minimum=1, maximum=256)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)

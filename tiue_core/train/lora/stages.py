@@ -284,7 +284,7 @@ class StudentStage(Stage):
             logs["prior"] = loss.detach()
         logs["norm"] = self._descend("lora", name, loss)
         if not self.paired:
-            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
+            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.fake_drop_prompt
             context = torch.where(dropped.to(device), parts.empty, wanted)
             loss = denoising(
                 self.accelerator,
