@@ -117,7 +117,7 @@ def train(desk: Desk, choices: Any) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             files = gr.File(
-                label="Pictures, and their captions as .txt of the same name",
+                label="Pictures, captions beside them (.txt)",
                 file_count="multiple",
                 file_types=[".png", ".jpg", ".jpeg", ".webp", ".bmp", ".txt"],
                 height=160,
