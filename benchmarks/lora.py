@@ -6,6 +6,9 @@
 New things are glyphs that neither teacher nor student ever saw, on four backgrounds; pictures are
 asked for on the four others. The judge is trained on rendered scenes that hold them too. A style is
 shown on twelve kinds and four backgrounds and asked for on the twelve and four others.
+
+What a method adds to `transfer` begins where that run ended, which is where it would get by itself:
+the first stage's updates are the same, so they are made once, and their time is counted in.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +42,18 @@ NEW = ("owl", "octopus", "cactus", "robot")  #: kinds the judge learns on top; a
 SHOWN = ("red", "yellow", "green", "blue")  #: backgrounds of the pictures that are learned
 PICTURES, STYLED = 12, 20
 LINE = 5  #: px of an outline
-NAIVE = {"teacher": "stickers", "method": "transfer"}  #: the student taught as if it were a teacher
-WAYS: dict[str, dict[str, Any]] = {
-    "transfer": {"method": "transfer"},
-    "one-pass": {"method": "one-pass", "student_steps": 100},  # as dear as `paired`
-    "paired": {"method": "paired"},
-    "naive": NAIVE,
-}
-LONGER = {"learning_rate": 3e-3, "steps": 450, "drop_prompt": 0.0}
+BLOCK = 8  #: px of a block
+STUDENT = {"teacher": "stickers", "method": "transfer"}  #: taught as if it were no one-pass model
+AFTER = {"steps": 0, "init": "owl/transfer"}  #: goes on from there
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"owl/{way}": ("owl", settings) for way, settings in WAYS.items()},
+    "owl/transfer": ("owl", {"method": "transfer"}),
+    "owl/paired": ("owl", {"method": "paired", **AFTER}),
+    "owl/one-pass": ("owl", {"method": "one-pass", "student_steps": 100, **AFTER}),  # as dear
+    "owl/naive": ("owl", STUDENT),
+    "owl/naive-without-prior": ("owl", {**STUDENT, "prior": 0.0}),
     "octopus/default": ("octopus", {}),
-    "style/default": ("style", {}),
-    "octopus/longer": ("octopus", LONGER),
-    "style/longer": ("style", LONGER),
+    "pixelated/default": ("pixelated", {}),
+    "outlined/default": ("outlined", {}),
 }
 
 
@@ -65,7 +67,7 @@ def caption(scene: Scene, subject: str) -> str:
     """The scene's words with the trigger for the new thing, or before the thing for a style."""
     kind = scene.things[0].kind
     article = "an" if kind[0] in "aeiou" else "a"
-    new = f"a {TRIGGER}" if subject != "style" else f"a {TRIGGER} {kind}"
+    new = f"a {TRIGGER}" if subject not in STYLES else f"a {TRIGGER} {kind}"
     return scene.caption.replace(f"{article} {kind}", new)
 
 
@@ -80,6 +82,16 @@ def outlined(scene: Scene) -> Image.Image:
     return image
 
 
+def pixelated(scene: Scene) -> Image.Image:
+    """The scene in blocks of `BLOCK` pixels, each as its own mean."""
+    image = scene.render()
+    small = image.resize([side // BLOCK for side in image.size], Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.NEAREST)
+
+
+STYLES: dict[str, Callable[[Scene], Image.Image]] = {"outlined": outlined, "pixelated": pixelated}
+
+
 def halves(shown: bool) -> World:
     """Of the kinds it knows: the twelve a style is shown on, or the others."""
     names = World().kind_names
@@ -88,11 +100,12 @@ def halves(shown: bool) -> World:
 
 def pictures(subject: str, folder: Path) -> Path:
     """The folder to learn from."""
-    world = halves(True) if subject == "style" else World(kinds=0, more=(subject,), pairs=0)
-    count = STYLED if subject == "style" else PICTURES
+    styled = STYLES.get(subject)
+    world = halves(True) if styled else World(kinds=0, more=(subject,), pairs=0)
+    count = STYLED if styled else PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes(world, count, 77, shown=True)):
-        image = outlined(scene) if subject == "style" else scene.render()
+        image = styled(scene) if styled else scene.render()
         image.save(folder / f"{number:02d}.png")
         (folder / f"{number:02d}.txt").write_text(caption(scene, subject))
     return folder
@@ -110,9 +123,9 @@ def things_judge(runs: Path) -> tuple[Judge, World]:
     return Judge.load(folder / "result"), world
 
 
-def pool_of(drawn: list[Scene], styled: bool) -> torch.Tensor:
+def pool_of(drawn: list[Scene], drawer: Callable[[Scene], Image.Image]) -> torch.Tensor:
     """Scenes as pictures (N, 3, 128, 128) in [-1, 1]."""
-    images = [outlined(scene) if styled else scene.render() for scene in drawn]
+    images = [drawer(scene) for scene in drawn]
     return torch.stack([to_unit(torch.from_numpy(np.array(i)).permute(2, 0, 1)) for i in images])
 
 
@@ -125,15 +138,15 @@ def through(vae: Any, images: torch.Tensor) -> torch.Tensor:
     )
 
 
-def style_judge(runs: Path, vae: Any) -> Judge:
-    """Outlined or not, whatever is shown; half of its pictures have been through the autoencoder,
+def style_judge(runs: Path, vae: Any, style: str) -> Judge:
+    """In a style or not, whatever is shown; half of its pictures have been through the autoencoder,
     whose softness is no style."""
-    folder = runs / "style-judge"
+    folder = runs / f"{style}-judge"
     if not folder.is_dir():
         torch.manual_seed(0)
         judge = Judge(2, 8, (32, 48, 64))
         drawn = World(pairs=0).scenes(480, 5)
-        pools = [pool_of(drawn, styled) for styled in (False, True)]
+        pools = [pool_of(drawn, drawer) for drawer in (Scene.render, STYLES[style])]
         pools = [torch.cat([pool, through(vae, pool)]) for pool in pools]
         optimizer = torch.optim.AdamW(judge.parameters(), 2e-3)
         generator = torch.Generator().manual_seed(0)
@@ -160,7 +173,8 @@ class Measure:
         self.runs, self.count = runs, count
         self.judge, self.world = things_judge(runs)
         self.base_pipe = students.load("stickers")
-        self.style = style_judge(runs, self.base_pipe.vae)
+        vae = self.base_pipe.vae
+        self.styles = {style: style_judge(runs, vae, style) for style in STYLES}
         self.old = World(pairs=0).scenes(2 * count, PROMPT_SEED)
 
     def judges(self) -> dict[str, float]:
@@ -170,17 +184,22 @@ class Measure:
         pixels = to_unit(render_pool(world, 4 * count, WORLD_SEED))
         hits, _ = right(look(self.judge, pixels)[:2], labels(world, rendered))
         new = torch.tensor([scene.things[0].kind in NEW for scene in rendered])
+        vae = self.base_pipe.vae
+        figures = {"things_right": share(hits), "new_things_right": share(hits[new])}
+        for kind in ("owl", "octopus"):  # as well as the autoencoder can show them
+            drawn = scenes(World(kinds=0, more=(kind,), pairs=0), count, WORLD_SEED, shown=False)
+            seen = look(self.judge, through(vae, pool_of(drawn, Scene.render)))[:2]
+            hits, _ = right(seen, labels(world, drawn))
+            figures[f"{kind}_right_after_the_autoencoder"] = share(hits)
         drawn = World(pairs=0).scenes(count, WORLD_SEED)
-        plain, styled = (through(self.base_pipe.vae, pool_of(drawn, how)) for how in (False, True))
-        told = [self.style(plain)[0].argmax(1) == 0, self.style(styled)[0].argmax(1) == 1]
-        return {
-            "things_right": share(hits),
-            "new_things_right": share(hits[new]),
-            "style_right_after_the_autoencoder": share(torch.cat(told)),
-        }
+        for style, judge in self.styles.items():
+            both = [through(vae, pool_of(drawn, how)) for how in (Scene.render, STYLES[style])]
+            told = [judge(images)[0].argmax(1) == styled for styled, images in enumerate(both)]
+            figures[f"{style}_right_after_the_autoencoder"] = share(torch.cat(told))
+        return figures
 
     def asked(self, subject: str) -> tuple[list[Scene], list[str]]:
-        world = halves(False) if subject == "style" else World(kinds=0, more=(subject,), pairs=0)
+        world = halves(False) if subject in STYLES else World(kinds=0, more=(subject,), pairs=0)
         found = scenes(world, self.count, PROMPT_SEED + 5, shown=False)
         return found, [caption(scene, subject) for scene in found]
 
@@ -193,8 +212,8 @@ class Measure:
         targets = labels(self.world, asked)
         hits, grounds = right((things, background), targets)
         figures = {"new_background": share(grounds)}
-        if subject == "style":
-            figures["new"] = share(self.style(new)[0].argmax(1) == 1)
+        if subject in STYLES:
+            figures["new"] = share(self.styles[subject](new)[0].argmax(1) == 1)
             figures["new_thing_right"] = share(hits)
         else:
             figures["new"] = share(hits)
@@ -213,12 +232,14 @@ def learned(system: str, runs: Path) -> tuple[Path, dict[str, Any]]:
     told = out.with_suffix(".json")
     if not out.is_file() or not told.is_file():
         images = pictures(subject, runs / "pictures" / subject)
+        before, spent = learned(settings["init"], runs) if "init" in settings else (None, {})
+        settings = {**settings, "init": before}
         recipe = LoraRecipe(out=out, images=images, trigger=TRIGGER, **settings)
         began, wall = time.process_time(), time.monotonic()
         train_lora(recipe)
         took = {
-            "cpu_seconds": round(time.process_time() - began),
-            "seconds": round(time.monotonic() - wall),
+            "cpu_seconds": round(time.process_time() - began) + spent.get("cpu_seconds", 0),
+            "seconds": round(time.monotonic() - wall) + spent.get("seconds", 0),
             "threads": torch.get_num_threads(),
         }
         told.write_text(json.dumps(took))

@@ -58,7 +58,7 @@ class TrainLora(io.ComfyNode):
                     "student copies what that teacher paints. one-pass: then score distillation.",
                 ),
                 io.Int.Input(
-                    "steps", default=300, min=1, max=100_000, tooltip="Updates of the teacher."
+                    "steps", default=600, min=1, max=100_000, tooltip="Updates of the teacher."
                 ),
                 io.Int.Input(
                     "student_steps",
@@ -72,7 +72,7 @@ class TrainLora(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=1e-3,
+                    default=2e-3,
                     min=1e-7,
                     max=1.0,
                     step=1e-7,

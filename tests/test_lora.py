@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from tiue_core import students
 from tiue_core.adapters import Lora, load_loras
 from tiue_core.errors import TiueError
+from tiue_core.train.diffusion import Noising
 from tiue_core.train.loop import LossError, Stopped
 from tiue_core.train.lora import stages
 from tiue_core.train.lora.kohya import kohya_tensors, lora_parameters, write
+from tiue_core.train.lora.memory import Estimate
 from tiue_core.train.lora.pictures import bucket_of, read_pictures
 from tiue_core.train.lora.run import check_loads, loss_curve, run_folder, train_lora
 from tiue_core.train.recipe import LoraRecipe, checked
@@ -273,6 +275,25 @@ def test_a_run_with_other_settings_is_not_gone_on_with(
 def test_a_wrong_setting_is_named() -> None:
     with pytest.raises(TiueError, match="rank: "):
         checked(LoraRecipe, {"out": "a.safetensors", "images": "x", "rank": 0})
+    with pytest.raises(TiueError, match=r"levels is \[700, 200\]: give"):
+        checked(LoraRecipe, {"out": "a.safetensors", "images": "x", "levels": [700, 200]})
+
+
+def test_pictures_are_learned_at_the_levels_asked_for(
+    recipe: Callable[..., LoraRecipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    true = Noising.add
+
+    def add(self: Any, clean: Any, noise: Any, timesteps: Any) -> Any:
+        drawn.extend(timesteps.tolist() if isinstance(timesteps, torch.Tensor) else ())
+        return true(self, clean, noise, timesteps)
+
+    one = recipe(levels=(400, 402), batch_size=8, prior=0)
+    monkeypatch.setattr("tiue_core.train.lora.run.estimate", lambda *_: Estimate(0, 0, 0))
+    monkeypatch.setattr(Noising, "add", add)
+    train_lora(one)
+    assert len(drawn) == 16 and set(drawn) == {400, 401}
 
 
 def test_live_counts_what_lives_at_once() -> None:

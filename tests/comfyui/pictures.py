@@ -4,7 +4,9 @@
     python tests/comfyui/pictures.py --page     # and screenshots: docs/comfyui/*.jpg
 
 A small ControlNet is trained for the student first (edges.py; minutes), or give one that was:
---controlnet FILE. Needs ComfyUI (see place.py); screenshots need Chromium, and Playwright in
+--controlnet FILE. The template `train-lora` learns a dozen owls with its own settings (minutes),
+and `lora` shows that LoRA; --lora FILE is one that did already, as benchmarks/lora.py makes it.
+Needs ComfyUI (see place.py) and the world's font; screenshots need Chromium, and Playwright in
 ComfyUI's Python.
 """
 
@@ -22,19 +24,25 @@ from pathlib import Path
 
 from PIL import Image
 from place import BUILT_IN, HERE, ROOT, find
-from server import Server, nodes_of, to_prompt
+from server import Prompt, Server, nodes_of, to_prompt
+
+from tiue_core.stickers.world import World
 
 SIDE = 384  # px of a thumbnail
 DOCS = ROOT / "docs" / "comfyui"
+OWL = "a zorb on a purple background"
 
 
-def thumbnails(server: Server) -> None:
+def thumbnails(server: Server, names: list[str], trained: bool) -> None:
     """The last pictures that a template makes, side by side where there are several."""
     info = server.get("/object_info")
-    for path in sorted((ROOT / "workflows").glob("*.json")):
+    for name in sorted(names, key=lambda name: name != "train-lora"):
+        path = ROOT / "workflows" / f"{name}.json"
         prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
-        for loader in nodes_of(prompt, "LoraLoader"):
-            loader["strength_model"] = loader["strength_clip"] = 0.1  # a random LoRA
+        for text in nodes_of(prompt, "CLIPTextEncode") if path.stem == "lora" else ():
+            text["text"] = OWL  # in place of an example that needs no LoRA
+        if trained:
+            learned(prompt)
         run = server.run(prompt)
         assert run.status == "success", run.messages
         pictures = [opened(server.view(image)) for image in run.images]
@@ -43,8 +51,32 @@ def thumbnails(server: Server) -> None:
             thumbnail = inset(square[-1], square[-2])
         else:
             thumbnail = sheet(square[-4:] if path.stem == "text-to-image" else square[-1:])
+        if name == "train-lora" and not trained:
+            (file,) = (server.base / "output" / "loras").glob("*.safetensors")
+            shutil.copyfile(file, server.base / "models" / "loras" / "your-lora.safetensors")
         thumbnail.save(path.with_suffix(".jpg"), quality=88)
         print(path.with_suffix(".jpg").relative_to(ROOT))
+
+
+def learned(prompt: Prompt) -> None:
+    """What a template would train is here: the stock loader takes it from its file."""
+    for key, node in list(prompt.items()):
+        if node["class_type"] == "LoraModelLoader":
+            node["class_type"] = "LoraLoaderModelOnly"
+            node["inputs"] |= {"lora_name": "your-lora.safetensors"}
+            del node["inputs"]["lora"]
+        elif node["class_type"] in ("TiUETrainLora", "LossGraphNode"):
+            del prompt[key]
+
+
+def owls(folder: Path) -> None:
+    """In place of what is there: a dozen pictures of something that the student never saw."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for number, scene in enumerate(World(kinds=0, more=("owl",), pairs=0).scenes(12, 77)):
+        scene.render().save(folder / f"{number:02d}.png")
+        words = scene.caption.replace("an owl", "a zorb")
+        (folder / f"{number:02d}.txt").write_text(words, encoding="utf-8")
 
 
 def opened(png: bytes) -> Image.Image:
@@ -85,6 +117,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--page", action="store_true", help="screenshots as well")
     arguments.add_argument("--controlnet", type=Path, help="a trained one of edges.py")
+    arguments.add_argument("--lora", type=Path, help="a LoRA of owls, in place of training one")
+    names = [path.stem for path in (ROOT / "workflows").glob("*.json")]
+    arguments.add_argument("--only", nargs="*", choices=names, default=names, metavar="TEMPLATE")
     given = arguments.parse_args()
     comfy = find()
     if comfy is None:
@@ -99,13 +134,16 @@ def main() -> None:
         base.mkdir()
         server = Server(comfy, base)
         run("scratch.py", base / "models", BUILT_IN)
+        owls(base / "input" / "your-pictures")
         controlnet = base / "models" / "controlnet" / "your-controlnet.safetensors"
+        if given.lora:
+            shutil.copyfile(given.lora, base / "models" / "loras" / "your-lora.safetensors")
         if given.controlnet:
             shutil.copyfile(given.controlnet, controlnet)
-        else:
+        elif "controlnet" in given.only:
             run("edges.py", BUILT_IN, controlnet)
         with server:
-            thumbnails(server)
+            thumbnails(server, given.only, bool(given.lora))
             if given.page:
                 shutil.rmtree(base / "output")  # a prompt list that is done has nothing to show
                 screenshots(server)

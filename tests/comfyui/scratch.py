@@ -1,4 +1,4 @@
-"""Fills a scratch models folder: a student, a random LoRA and ControlNet for it, other students.
+"""Fills a scratch folder: a student, a random LoRA and ControlNet for it, other students, pictures.
 
 Run in ComfyUI's Python: scratch.py MODELS_FOLDER STUDENT
 """
@@ -14,6 +14,7 @@ import tiny
 
 def fill(models: Path, student: Path) -> None:
     from diffusers import UNet2DConditionModel
+    from PIL import Image
     from transformers import CLIPTextModel
 
     for folder in ("tiue", "loras", "controlnet"):
@@ -29,6 +30,11 @@ def fill(models: Path, student: Path) -> None:
     tiny.student(models / "tiue" / "other", seed=1)
     tiny.student(models.parent / "elsewhere" / "mine", seed=3)  # as extra_model_paths.yaml says
     tiny.student(models / "tiue" / "inpainting", in_channels=9)
+    pictures = models.parent / "input" / "your-pictures"  # to learn from
+    pictures.mkdir(parents=True, exist_ok=True)
+    for colour in ("red", "yellow", "green"):
+        Image.new("RGB", (128, 128), colour).save(pictures / f"{colour}.png")
+        (pictures / f"{colour}.txt").write_text(f"a zorb on a {colour} background")
 
 
 if __name__ == "__main__":

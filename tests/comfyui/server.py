@@ -18,7 +18,7 @@ from typing import Any
 from place import ROOT, Comfy
 
 Prompt = dict[str, dict[str, Any]]
-START_LIMIT, RUN_LIMIT = 600, 600  # s; generous, for machines that do other things too
+START_LIMIT, RUN_LIMIT = 600, 1800  # s; generous, for machines that do other things too
 
 
 class Refused(Exception):

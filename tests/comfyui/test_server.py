@@ -44,6 +44,8 @@ def info(server: Server) -> dict[str, Any]:
 def shipped(info: dict[str, Any], name: str) -> Prompt:
     """A workflow of the pack as a prompt."""
     prompt = to_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text()), info)
+    for training in nodes_of(prompt, "TiUETrainLora"):
+        training |= {"steps": 2, "batch_size": 1}
     return prompt
 
 
@@ -96,7 +98,7 @@ def test_every_workflow_runs(server: Server, info: dict[str, Any], name: str) ->
 
     # Warm, with only the seeds changed: what depends on them runs again, and nothing else.
     again = copy.deepcopy(prompt)
-    seeded = {key for key, node in again.items() if "seed" in node["inputs"]}
+    seeded = {key for key, node in again.items() if "seed" in node["inputs"] and not learns(node)}
     for key in seeded:
         again[key]["inputs"]["seed"] += 1000
     began = time.monotonic()
@@ -107,6 +109,11 @@ def test_every_workflow_runs(server: Server, info: dict[str, Any], name: str) ->
     assert second.executed == depending_on(seeded, again)
     assert second.seconds < WARM
     assert server.run(again).executed == set()
+
+
+def learns(node: dict[str, Any]) -> bool:
+    """Its seed stays: a LoRA is trained once and painted with many times."""
+    return node["class_type"] == "TiUETrainLora"
 
 
 def depending_on(some: set[str], prompt: Prompt) -> set[str]:

@@ -117,7 +117,7 @@ def train(desk: Desk, choices: Any) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             files = gr.File(
-                label="Pictures, and their captions as .txt of the same name",
+                label="Pictures, captions beside them (.txt)",
                 file_count="multiple",
                 file_types=[".png", ".jpg", ".jpeg", ".webp", ".bmp", ".txt"],
                 height=160,
@@ -130,7 +130,7 @@ def train(desk: Desk, choices: Any) -> None:
             )  # fmt: skip
             with gr.Accordion("Settings", open=False):
                 method = gr.Radio(list(METHODS), value=METHODS[0], label="Method")
-                steps = gr.Number(300, label="Updates of the teacher", precision=0, minimum=1)
+                steps = gr.Number(600, label="Updates of the teacher", precision=0, minimum=1)
                 more = gr.Number(150, label="Updates of the student", precision=0, minimum=1)
                 rank = gr.Number(16, label="Rank", precision=0, minimum=1, maximum=256)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)

@@ -240,7 +240,7 @@ def train(
         except LossError as error:
             if accelerator.is_main_process and step:
                 task.export(shown, result)
-            raise LossError(f"At update {step + 1} of {recipe.steps} {error}.") from None
+            raise LossError(f"At update {step + 1} of {recipe.steps} {error}") from None
         if recipe.ema:
             averages.update(task.modules, step)
         done = step + 1

@@ -258,10 +258,10 @@ class LoraRecipe(Recipe):
         "conv1", "conv2", "conv_shortcut", "time_emb_proj",
     ]  # fmt: skip
     init: Path | None = Field(None, description="a LoRA of the teacher, in kohya's names")
-    steps: int = Field(300, ge=0)
+    steps: int = Field(600, ge=0)
     student_steps: int = Field(150, gt=0)
     batch_size: int = Field(8, gt=0)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     student_learning_rate: float = Field(5e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 10
@@ -270,17 +270,29 @@ class LoraRecipe(Recipe):
     prior: float = Field(1.0, ge=0, description="weight of staying as it was on other prompts")
     prior_prompts: Path | None = Field(None, description="those prompts, one a line")
     priors: int = Field(128, gt=0, description="how many pictures of them are kept")
-    drop_prompt: float = Field(0.1, ge=0, le=1)
+    drop_prompt: float = Field(0.0, ge=0, le=1, description="share of pictures without caption")
+    levels: tuple[int, int] = Field(
+        (200, 1000), description="timesteps at which the teacher learns the pictures"
+    )
     guidance: float = 2.0
     pairs: int = Field(128, gt=0, description="teacher samples that `paired` regresses onto")
     pair_steps: int = Field(12, ge=1)
     kl_weight: float = 0.001
     fake_learning_rate: float = 1e-3
+    fake_drop_prompt: float = Field(0.1, ge=0, le=1)
     vsd_range: tuple[int, int] = (20, 981)
     gradient_checkpointing: bool = False
     log_every: int = Field(1, gt=0)
     checkpoint_every: int = Field(50, gt=0)
     sample_every: int = Field(100, gt=0)
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> LoraRecipe:
+        for name in ("levels", "vsd_range"):
+            low, high = getattr(self, name)
+            if not 0 <= low < high <= 1000:
+                raise ValueError(f"{name} is [{low}, {high}]: give 0 <= low < high <= 1000")
+        return self
 
 
 RECIPES: dict[str, type[Recipe]] = {

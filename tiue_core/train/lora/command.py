@@ -39,13 +39,13 @@ def lora(
         typer.Option(show_default="attention and convolutions", help="Layers; many times."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(show_default="300", help="Updates of the teacher's LoRA.")
+        int | None, typer.Option(show_default="600", help="Updates of the teacher's LoRA.")
     ] = None,
     student_steps: Annotated[
         int | None, typer.Option(show_default="150", help="Then of the student's.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", show_default="8")] = None,
-    learning_rate: Annotated[float | None, typer.Option(show_default="1e-3")] = None,
+    learning_rate: Annotated[float | None, typer.Option(show_default="2e-3")] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="no|bf16|fp16", show_default="no", help="bf16: less room.")
     ] = None,

@@ -122,7 +122,7 @@ def _stage(recipe: LoraRecipe, parts: Parts, first: bool) -> Stage:
     )
     stage._check = lambda name, loss: None
     stage._descend = lambda optimizer, name, loss: loss.backward()
-    stage._rows = lambda total, generator: torch.arange(recipe.batch_size)
+    stage._rows = lambda total, generator, count=None: torch.arange(count or recipe.batch_size)
     stage._group = lambda generator: parts.groups[0]
     if not first:
         from ...unet import SplitUNet

@@ -77,7 +77,7 @@ def train_lora(
     except LossError as error:
         kept = _last_good(folder)
         where = f"the last good weights are in {kept}" if kept else "there is nothing to keep yet"
-        raise LossError(f"{str(error).rstrip('.')}: {where}; try a smaller learning rate") from None
+        raise LossError(f"{error}: {where}; try a smaller learning rate") from None
     except Stopped as error:
         raise Stopped(f"{error}: the same command goes on from there") from None
     except OSError as error:

@@ -91,8 +91,13 @@ class Stage:
         if not math.isfinite(value):
             raise LossError(f"the {name} loss is {value}")
 
-    def _rows(self, total: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(total, (self.recipe.batch_size,), generator=generator)
+    def _rows(self, total: int, generator: torch.Generator, count: int | None = None) -> Tensor:
+        return torch.randint(total, (count or self.recipe.batch_size,), generator=generator)
+
+    @property
+    def _priors(self) -> int:
+        """How many of the pictures that must stay are in an update: half as many as new ones."""
+        return max(1, self.recipe.batch_size // 2)
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like.device)
@@ -157,7 +162,8 @@ class TransferStage(Stage):
         dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
         context = torch.where(dropped.to(context.device), parts.empty, context)
         noise = self._noise(clean, generator)
-        timesteps = torch.randint(1000, (len(rows),), generator=generator).to(clean.device)
+        timesteps = torch.randint(*recipe.levels, (len(rows),), generator=generator)
+        timesteps = timesteps.to(clean.device)
         noisy = parts.noising.add(clean, noise, timesteps)
         with self.accelerator.autocast():
             predicted = self.unet(noisy, timesteps, context).sample
@@ -172,7 +178,7 @@ class TransferStage(Stage):
         """MSE between the teacher with and without its LoRA, on the student's own pictures."""
         prior, noising = self.parts.prior, self.parts.noising
         assert prior is not None
-        rows = self._rows(len(prior.latents), generator)
+        rows = self._rows(len(prior.latents), generator, self._priors)
         clean, context = prior.latents[rows], prior.embeds[rows]
         timesteps, noise = noise_like(clean, generator, (0, 1000))
         noisy = noising.add(clean, noise, timesteps)
@@ -272,13 +278,13 @@ class StudentStage(Stage):
         loss, made = follow + recipe.kl_weight * kl, latents.detach()
         if prior is not None:
             self._backward(name, loss)
-            chosen = self._rows(len(prior.latents), generator)
+            chosen = self._rows(len(prior.latents), generator, self._priors)
             _, latents = self._paint(prior.noise[chosen], prior.embeds[chosen])
             name, loss = "prior", recipe.prior * distance(latents, prior.latents[chosen])
             logs["prior"] = loss.detach()
         logs["norm"] = self._descend("lora", name, loss)
         if not self.paired:
-            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
+            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.fake_drop_prompt
             context = torch.where(dropped.to(device), parts.empty, wanted)
             loss = denoising(
                 self.accelerator,
