@@ -174,7 +174,9 @@ def diversity(rows: dict, out: Path, file: Path) -> None:
     from tiue_core.train.grids import grid
 
     shown = [
-        row for row in ("teacher-15", "unshared", "k4", "k1", "images", "plain") if row in rows
+        row
+        for row in ("teacher-15", "unshared", "better", "k4", "k1", "images", "plain-low")
+        if row in rows
     ]
     sheet = Image.new("RGB", (1024 + 180, 128 * len(shown)), "white")
     draw = ImageDraw.Draw(sheet)
