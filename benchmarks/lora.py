@@ -54,6 +54,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "octopus/default": ("octopus", {}),
     "pixelated/default": ("pixelated", {}),
     "outlined/default": ("outlined", {}),
+    "pixelated/without-prior": ("pixelated", {"prior": 0.0}),
+    "outlined/without-prior": ("outlined", {"prior": 0.0}),
 }
 
 
