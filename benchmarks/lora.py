@@ -52,10 +52,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "owl/naive": ("owl", STUDENT),
     "owl/naive-without-prior": ("owl", {**STUDENT, "prior": 0.0}),
     "octopus/default": ("octopus", {}),
-    "pixelated/default": ("pixelated", {}),
-    "outlined/default": ("outlined", {}),
-    "pixelated/without-prior": ("pixelated", {"prior": 0.0}),
-    "outlined/without-prior": ("outlined", {"prior": 0.0}),
+    "pixelated/style": ("pixelated", {"style": True}),
+    "outlined/style": ("outlined", {"style": True}),
 }
 
 

@@ -92,6 +92,12 @@ class TrainLora(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Of everything random in the training.",
                 ),
+                io.Boolean.Input(
+                    "style",
+                    default=False,
+                    tooltip="A style, not a thing: it may change everything, with and without the "
+                    "trigger word, so its strength is the control. 400 updates are enough.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(

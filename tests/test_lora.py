@@ -31,6 +31,14 @@ SMALL = {"steps": 2, "student_steps": 2, "batch_size": 1, "priors": 2, "pairs": 
          "sample_every": 100}  # fmt: skip
 
 
+def test_a_style_has_settings_of_its_own() -> None:
+    given = {"out": "a.safetensors", "images": "a"}
+    thing, style = (checked(LoraRecipe, {**given, "style": is_style}) for is_style in (False, True))
+    assert (thing.prior, thing.steps) == (1.0, 600) and (style.prior, style.steps) == (0.0, 400)
+    own = checked(LoraRecipe, {**given, "style": True, "steps": 7, "prior": 0.5})
+    assert (own.prior, own.steps) == (0.5, 7)
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Three pictures of three shapes with captions."""

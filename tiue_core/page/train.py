@@ -81,7 +81,8 @@ def recipe_of(
     assert desk.house.train is not None
     if not name.strip():
         raise TiueError("the LoRA has no name: give it one")
-    settings = {key: int(value) if key != "method" else value for key, value in settings.items()}
+    plain = ("method", "style")
+    settings = {key: value if key in plain else int(value) for key, value in settings.items()}
     return checked(
         LoraRecipe,
         {
@@ -128,6 +129,10 @@ def train(desk: Desk, choices: Any) -> None:
                 "", label="Trigger word", max_length=60,
                 info="The word for the new thing; put before captions that lack it.",
             )  # fmt: skip
+            style = gr.Checkbox(
+                False, label="A style, not a thing",
+                info="It may change everything; 400 updates are enough.",
+            )  # fmt: skip
             with gr.Accordion("Settings", open=False):
                 method = gr.Radio(list(METHODS), value=METHODS[0], label="Method")
                 steps = gr.Number(600, label="Updates of the teacher", precision=0, minimum=1)
@@ -149,6 +154,7 @@ def train(desk: Desk, choices: Any) -> None:
         named: str,
         word: str,
         label: str,
+        styled: bool,
         way: str,
         first: int,
         then: int,
@@ -162,7 +168,7 @@ def train(desk: Desk, choices: Any) -> None:
         with tempfile.TemporaryDirectory(prefix="tiue-train-") as scratch:
             gather(uploads, Path(scratch))
             settings = {"method": way, "steps": first, "student_steps": then, "rank": size}
-            settings |= {"alpha": size, "seed": start}
+            settings |= {"alpha": size, "seed": start, "style": styled}
             recipe = recipe_of(desk, Path(scratch), named, word, label, **settings)
             if recipe.out.exists():
                 raise TiueError(f"there is a LoRA called {recipe.out.stem}: give another name")
@@ -193,7 +199,7 @@ def train(desk: Desk, choices: Any) -> None:
             desk.training.stop()
 
     private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-    given = [files, name, trigger, choices.student, method, steps, more, rank, seed]
+    given = [files, name, trigger, choices.student, style, method, steps, more, rank, seed]
     outputs = [progress, curve, sample, save, begin, stop]
     running = begin.click(run, given, outputs, show_progress="hidden", **private)
     running.failure(

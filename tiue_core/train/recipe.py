@@ -236,6 +236,10 @@ class DistillRecipe(Recipe):
         return self
 
 
+STYLE = {"prior": 0.0, "steps": 400}
+"""A style may change everything: told what must stay, it keeps to the things it was shown on."""
+
+
 class LoraRecipe(Recipe):
     """A LoRA for a one-pass student, from a folder of pictures (``train/lora``).
 
@@ -267,6 +271,7 @@ class LoraRecipe(Recipe):
     warmup: int = 10
     decay: float = 0.5
     mirror: bool = Field(False, description="learn from the mirror images too")
+    style: bool = Field(False, description="a style: `STYLE`, where nothing else is said")
     prior: float = Field(1.0, ge=0, description="weight of staying as it was on other prompts")
     prior_prompts: Path | None = Field(None, description="those prompts, one a line")
     priors: int = Field(128, gt=0, description="how many pictures of them are kept")
@@ -285,6 +290,11 @@ class LoraRecipe(Recipe):
     log_every: int = Field(1, gt=0)
     checkpoint_every: int = Field(50, gt=0)
     sample_every: int = Field(100, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_a_style(cls, given: Any) -> Any:
+        return {**STYLE, **given} if isinstance(given, dict) and given.get("style") else given
 
     @model_validator(mode="after")
     def _levels_rise(self) -> LoraRecipe:

@@ -32,6 +32,9 @@ def lora(
         str | None,
         typer.Option(metavar="transfer|one-pass|paired", show_default="transfer", help="The way."),
     ] = None,
+    style: Annotated[
+        bool, typer.Option("--style", help="A style, not a thing: --prior 0 --steps 400.")
+    ] = False,
     rank: Annotated[int | None, typer.Option(show_default="16")] = None,
     alpha: Annotated[float | None, typer.Option(show_default="the rank")] = None,
     target: Annotated[
@@ -102,6 +105,7 @@ def lora(
             "trigger": trigger,
             "student": student,
             "seed": seed,
+            "style": style,
             "mirror": mirror,
             "gradient_checkpointing": gradient_checkpointing,
             **{name: value for name, value in given.items() if value is not None},
