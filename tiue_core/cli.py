@@ -13,6 +13,7 @@ import typer
 
 from . import __version__
 from .console import emit, run, say
+from .options import Debug, Json
 
 COMMANDS = (
     ".generate",
@@ -25,9 +26,6 @@ COMMANDS = (
     ".bench.command",
 )
 """Modules with a `register(app)` that adds their commands; cheap to import."""
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

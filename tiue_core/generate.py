@@ -15,6 +15,7 @@ import typer
 from . import __version__
 from .console import Failed, ask_license, emit, progress, quiet_libraries
 from .errors import TiueError
+from .options import AcceptLicense, Base, Debug, Device, Dtype, Json, Side, Steps
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
 
@@ -58,15 +59,9 @@ def generate(
         typer.Option(show_default="0", help="Of the first picture; the next ones count on."),
     ] = None,
     count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
-    width: Annotated[
-        int | None, typer.Option(show_default="the student's", help="In pixels.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(show_default="the student's", help="In pixels.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(show_default="the student's", help="Decoders (K).")
-    ] = None,
+    width: Side = None,
+    height: Side = None,
+    steps: Steps = None,
     decoders: Annotated[
         str | None,
         typer.Option(
@@ -83,30 +78,20 @@ def generate(
         Path | None,
         typer.Option("--like", "--from", metavar="IMAGE", help="Make this picture again."),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Folder with what a single-file student lacks.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
     draft: Annotated[bool, typer.Option("--draft", help="Coarser and sooner: TAESD.")] = False,
     optimize: Annotated[
         bool, typer.Option("--optimize", help="Measure and warm up first; for many pictures.")
     ] = False,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
-    ] = False,
+    accept_license: AcceptLicense = False,
     graph: Annotated[
         Path | None,
         typer.Option(metavar="FILE.onnx", help="Run what `tiue export` wrote, without PyTorch."),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and all warnings.")
-    ] = False,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Paint pictures from prompts; each PNG carries what is needed to make it again.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..options import AcceptLicense, Base, Debug, Device, Dtype, Json, Steps
 from .terminal import TOLD, Session, clock
 
 
@@ -37,9 +38,7 @@ def batch(
     decoders: Annotated[str, typer.Option(help="exact or fast, where a row does not say.")] = (
         "exact"
     ),
-    steps: Annotated[
-        int | None, typer.Option(show_default="the student's", help="Decoders (K).")
-    ] = None,
+    steps: Steps = None,
     combinations: Annotated[
         bool, typer.Option("--combinations", help="Make every combination of {a|b} and __file__.")
     ] = False,
@@ -79,18 +78,12 @@ def batch(
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster, such as auto.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Folder with what a single-file student lacks.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    accept_license: AcceptLicense = False,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Paint a list of prompts into a folder; run again, it goes on where it stopped.
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..options import Debug
+
 
 def register(app: typer.Typer) -> None:
     @app.command()
@@ -44,7 +46,7 @@ def register(app: typer.Typer) -> None:
         out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
         plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG.")] = None,
         json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+        debug: Debug = False,
     ) -> None:
         """Time this project beside the authors' algorithm and other systems, in one run.
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..options import Device, Dtype
+
 PACKAGES = ("torchmetrics", "prdc", "scipy", "sklearn")
 
 
@@ -73,10 +75,8 @@ def register(app: typer.Typer) -> None:
         list_systems: Annotated[
             bool, typer.Option("--list-systems", help="Every system by name, and stop.")
         ] = False,
-        device: Annotated[
-            str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
-        ] = None,
-        dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+        device: Device = None,
+        dtype: Dtype = None,
         accept_license: Annotated[
             bool,
             typer.Option("--accept-license", help="Accept the licences of downloads."),

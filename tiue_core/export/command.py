@@ -13,6 +13,7 @@ import typer
 from ..arguments import DECODERS, SEEDS
 from ..console import Failed, ask_license, emit, progress, quiet_libraries
 from ..errors import TiueError
+from ..options import AcceptLicense, Base, Json, Side, Steps
 
 BATCH = 4  # pictures per pass
 
@@ -26,15 +27,9 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The graph.")],
     to: Annotated[str, typer.Option(metavar="onnx|pt2")] = "onnx",
     decoders: Annotated[str, typer.Option(metavar="exact|fast")] = "exact",
-    steps: Annotated[
-        int | None, typer.Option(show_default="the student's", help="Decoders (K).")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(show_default="the student's", help="In pixels.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(show_default="the student's", help="In pixels.")
-    ] = None,
+    steps: Steps = None,
+    width: Side = None,
+    height: Side = None,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Let the graph take other sizes as well.")
     ] = False,
@@ -49,15 +44,9 @@ def export(
     parts: Annotated[
         bool, typer.Option("--parts", help="Text encoder, encoder, decoder, VAE: a graph each.")
     ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="Folder with what a single-file student lacks.")
-    ] = None,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    base: Base = None,
+    accept_license: AcceptLicense = False,
+    json: Json = False,
 ) -> None:
     """Write a student as one graph that runs without PyTorch, in a browser too.
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ..options import AcceptLicense, Base, Debug, Device, Dtype
+
 
 def register(app: typer.Typer) -> None:
     app.command("app")(app_command)
@@ -40,13 +42,9 @@ def app_command(
     ] = None,
     queue: Annotated[int, typer.Option(help="More waiting pictures are turned away.")] = 64,
     browser: Annotated[bool, typer.Option("--browser", help="Open the browser.")] = False,
-    base: Annotated[
-        str | None, typer.Option(help="Folder with what a single-file student lacks.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")] = None,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
     optimize: Annotated[
         bool,
         typer.Option(
@@ -60,11 +58,9 @@ def app_command(
     webgpu: Annotated[
         bool, typer.Option("--webgpu", help="With --static: WebGPU as well, 17 MB more.")
     ] = False,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
-    ] = False,
+    accept_license: AcceptLicense = False,
     json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Open the page: pictures while you type, prompt lists, comparisons.
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ...options import Json
+
 
 def register(app: typer.Typer) -> None:
     app.command("lora")(lora)
@@ -71,7 +73,7 @@ def lora(
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of what is downloaded.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Teach a one-pass student something new from a few pictures; run again, it goes on.
 
