@@ -21,7 +21,8 @@ from tiue_core.speed.cpu import has_fast_bfloat16, keep_pages
 from tiue_core.speed.embeddings import Embeddings
 from tiue_core.speed.graphs import Graphs
 from tiue_core.speed.memory import in_batches
-from tiue_core.speed.packed import Packed, PackedConv, can_pack, pack, unpack
+from tiue_core.speed.packed import PackedConv, can_pack, pack, unpack
+from tiue_core.speed.ways import Packed
 from tiue_core.speed.winograd import Form
 
 
@@ -263,7 +264,7 @@ def test_a_way_is_chosen_once_for_layers_alike(monkeypatch: pytest.MonkeyPatch) 
             clocked.append(1)
             return 0.5 ** len(clocked)  # whatever comes last wins: Winograd's form
 
-        monkeypatch.setattr("tiue_core.speed.packed.clock", clock)
+        monkeypatch.setattr("tiue_core.speed.ways.clock", clock)
         for _ in range(2):
             for x, wanted in zip((large, small, odd), expected, strict=True):
                 assert off(model(x), wanted) <= 1e-5

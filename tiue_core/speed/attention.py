@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from .packed import Packed, Way
+from .ways import Packed, Way
 
 QUERIES = 512  #: at a time, of every head: their part of the map, of 4096 keys, is 4 MB a head
 LONG = 1024  #: tokens from which it is tried
@@ -33,8 +33,8 @@ class PiecewiseAttention(Packed):
         long = x.dtype == torch.bfloat16 and x.ndim == 3 and x.shape[1] >= LONG
         return ["plain", "pieces"] if long else ["plain"]
 
-    def signature(self, x: Tensor) -> tuple:
-        return (*super().signature(x), self.layer.heads)
+    def signature(self, x: Tensor, weight: Tensor) -> tuple:
+        return (*super().signature(x, weight), self.layer.heads)
 
     def run(self, way: Way, x: Tensor, prepared: Any) -> Tensor:
         attention = self.layer

@@ -1,13 +1,11 @@
 """Stand-ins for a CPU's layers: weights prepared once, and of several ways the fastest.
 
 PyTorch has oneDNN reorder a weight on each call, which takes a sixth of a full-size UNet's time.
-Where the weight changes it is prepared again; where gradients are wanted, tensors live elsewhere,
-or this PyTorch cannot, a layer runs as it is.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,80 +14,12 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ..savings.layers import Conv, Transparent, weight_of
-from ..savings.measure import clock
+from ..savings.layers import Conv, weight_of
 from ..savings.parts import Upsampler
 from . import winograd
+from .attention import PiecewiseAttention
+from .ways import Packed, Way
 from .winograd import Form
-
-DTYPES = (torch.float32, torch.bfloat16)
-Way = str | Form  #: by name, or Winograd's form
-
-
-class Packed(Transparent):
-    """Stands in for the forward of ``layer``, which applies ``weight``."""
-
-    found: dict[tuple, Way] = {}  # noqa: RUF012  the fastest way, by `signature`: layers repeat
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self._prepared: dict[Way, Any] = {}  # what each way needs
-        self._of: tuple = ()
-
-    def weight(self) -> Tensor | None:
-        """Of the layer; none if it is not what it was when this was made."""
-        return self.layer.weight
-
-    def ways(self, x: Tensor) -> list[Way]:
-        """Names of what can be tried on an input."""
-        raise NotImplementedError
-
-    def handicap(self, way: Way) -> float:
-        """Above 1 for a way that has to be so much faster to be worth its memory."""
-        return 1.0
-
-    def signature(self, x: Tensor) -> tuple:
-        """What the time it takes depends on."""
-        threads, weight = torch.get_num_threads(), self.weight()
-        shapes = x.shape, x.stride(), x.dtype, None if weight is None else weight.shape
-        return (type(self).__name__, threads, *shapes)
-
-    def prepare(self, way: Way, x: Tensor) -> Any:
-        """What a way needs beside the input."""
-
-    def run(self, way: Way, x: Tensor, prepared: Any) -> Tensor:
-        """The layer's output."""
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        named = {name: value for name, value in named.items() if value is not None}
-        weight = self.weight() if x.device.type == "cpu" and x.dtype in DTYPES else None
-        fit = self.enabled and not (rest or named or torch.is_grad_enabled())
-        if weight is None or weight.dtype != x.dtype or not fit:
-            return type(self.layer).forward(self.layer, x, *rest, **named)
-        version = 0 if weight.is_inference() else weight._version
-        state = (weight.data_ptr(), version, weight.dtype)
-        if state != self._of:
-            self._prepared, self._of = {}, state
-        key = self.signature(x)
-        if key not in self.found:
-            self.found[key] = self._fastest(x)
-        return self._run(self.found[key], x)
-
-    def _run(self, way: Way, x: Tensor) -> Tensor:
-        if way not in self._prepared:
-            self._prepared[way] = self.prepare(way, x)
-        return self.run(way, x, self._prepared[way])
-
-    def _fastest(self, x: Tensor) -> Way:
-        """Of the ways for inputs like this one; what only the others need is let go."""
-        ways, kept = self.ways(x), dict(self._prepared)
-        if len(ways) == 1:
-            return ways[0]
-        seconds = {way: clock(partial(self._run, way, x), x.device, repeats=2) for way in ways}
-        best = min(ways, key=lambda way: seconds[way] * self.handicap(way))
-        self._prepared = kept | {best: self._prepared[best]}
-        return best
 
 
 class PackedConv(Packed):
@@ -99,16 +29,13 @@ class PackedConv(Packed):
         super().__init__(layer)
         self.winograd = winograd and tuple(layer.weight.shape[2:]) == (3, 3) and _plain(layer)
 
-    def signature(self, x: Tensor) -> tuple:
+    def signature(self, x: Tensor, weight: Tensor) -> tuple:
         sides = [tuple(side) for side in self._sides()]
-        return (*super().signature(x), *sides, self.layer.groups, self.winograd)
+        return (*super().signature(x, weight), *sides, self.layer.groups, self.winograd)
 
     def ways(self, x: Tensor) -> list[Way]:
         form = winograd.fitting(x) if self.winograd else None
         return ["blocked", *([form] if form else [])]
-
-    def handicap(self, way: Way) -> float:
-        return 1.0 if way == "blocked" else 1.1
 
     def prepare(self, way: Way, x: Tensor) -> Any:
         weight = self.layer.weight.detach()
@@ -145,9 +72,6 @@ class PackedUpsampler(Packed):
     def ways(self, x: Tensor) -> list[Way]:
         form = winograd.fitting(x, doubled=True)
         return ["plain", *([form] if form else [])]
-
-    def handicap(self, way: Way) -> float:
-        return 1.0 if way == "plain" else 1.1
 
     def prepare(self, way: Way, x: Tensor) -> Any:
         if not isinstance(way, Form):
@@ -241,8 +165,6 @@ def _stand_in(module: Any, winograd: bool) -> Packed | None:
     if type(module) in (nn.Conv2d, Conv):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return PackedConv(module, winograd) if plain else None
-    from .attention import PiecewiseAttention
-
     others = {
         nn.Linear: PackedLinear,
         GEGLU: PackedGEGLU,
@@ -260,6 +182,7 @@ def unpack(model: nn.Module) -> None:
             del module.forward
 
 
+@lru_cache(maxsize=1)
 def can_pack() -> bool:
     """Whether this PyTorch has oneDNN, and still takes packed weights the way we give them."""
     if not torch.backends.mkldnn.is_available():
