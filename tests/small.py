@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 # Stable Diffusion 2.1-base's scheduler config
 SD_SCHEDULER = {
@@ -50,6 +50,21 @@ def small_text_encoder(vocab_size: int) -> CLIPTextModel:
         pad_token_id=vocab_size - 1,
     )
     return CLIPTextModel(config).eval()
+
+
+def small_clip(folder: Path) -> CLIPTokenizer:
+    """A CLIP with both sides, saved with its tokenizer, which is returned."""
+    letters, small = folder.parent / "letters", {"hidden_size": 32, "intermediate_size": 64}
+    letters.mkdir()
+    tokenizer = small_tokenizer(letters)
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, **small}
+    text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text["eos_token_id"] = len(tokenizer) - 1
+    vision = {**size, "image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def small_unet(**changes: Any) -> UNet2DConditionModel:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from small import small_tokenizer, small_unet
+from small import small_clip, small_unet
 
 from tiue_core import TiuePipeline
 from tiue_core.errors import TiueError
@@ -79,18 +79,8 @@ def test_the_judge_sees_what_the_student_paints(settings: dict[str, Any]) -> Non
 
 def test_clip_sees_them_where_there_is_no_judge(settings: dict[str, Any], tmp_path: Path) -> None:
     """Without the CLIP term too: it is asked, and learned from by nobody."""
-    from transformers import CLIPConfig, CLIPModel
-
-    folder, small = tmp_path / "clip", {"hidden_size": 32, "intermediate_size": 64}
-    (tmp_path / "letters").mkdir()
-    tokenizer = small_tokenizer(tmp_path / "letters")
-    size = {"num_hidden_layers": 1, "num_attention_heads": 2, **small}
-    text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    text["eos_token_id"] = len(tokenizer) - 1
-    vision = {**size, "image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = tmp_path / "clip"
+    small_clip(folder)
     recipe = DistillRecipe(**settings, validate_every=1, clip_model=str(folder))
     train(recipe, DistillTask)
     for line in logged(recipe):

@@ -17,7 +17,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from small import small_unet
+from small import small_clip, small_unet
 
 from tiue_core.errors import TiueError
 from tiue_core.train.distill import DistillTask
@@ -441,21 +441,10 @@ def test_the_result_is_a_student_with_a_card(settings: dict[str, Any], tmp_path:
 
 def test_the_clip_term_is_a_margin_on_the_cosine(settings: dict[str, Any], tmp_path: Path) -> None:
     """Against transformers' own preprocessing of the same pictures."""
-    from small import small_tokenizer
-    from transformers import CLIPConfig, CLIPModel
-
     from tiue_core.train.clip_term import DEVIATION, MEAN
 
-    folder, small = tmp_path / "clip", {"hidden_size": 32, "intermediate_size": 64}
-    (tmp_path / "letters").mkdir()
-    tokenizer = small_tokenizer(tmp_path / "letters")
-    size = {"num_hidden_layers": 1, "num_attention_heads": 2, **small}
-    text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    text["eos_token_id"] = len(tokenizer) - 1
-    vision = {**size, "image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = tmp_path / "clip"
+    tokenizer = small_clip(folder)
     recipe = recipe_of(settings, clip=0.1, clip_model=str(folder), clip_margin=0.9, steps=2)
     task = DistillTask(recipe)
     task.prepare(Accelerator(cpu=True))

@@ -215,10 +215,7 @@ class DistillRecipe(Recipe):
     def _fits_together(self) -> DistillRecipe:
         if self.timesteps is not None and len(self.timesteps) != self.decoders:
             raise ValueError(f"decoders is {self.decoders} but timesteps lists {self.timesteps}")
-        for name in ("vsd_range", "lora_range", "critic_range"):
-            low, high = getattr(self, name)
-            if not 0 <= low < high <= 1000:
-                raise ValueError(f"{name} is [{low}, {high}]: give 0 <= low < high <= 1000")
+        _check_levels(self, "vsd_range", "lora_range", "critic_range")
         if (self.regression or self.perceptual or self.adversarial) and not self.pairs:
             raise ValueError(
                 "regression, perceptual and adversarial look at teacher samples: set `pairs`"
@@ -298,11 +295,16 @@ class LoraRecipe(Recipe):
 
     @model_validator(mode="after")
     def _levels_rise(self) -> LoraRecipe:
-        for name in ("levels", "vsd_range"):
-            low, high = getattr(self, name)
-            if not 0 <= low < high <= 1000:
-                raise ValueError(f"{name} is [{low}, {high}]: give 0 <= low < high <= 1000")
+        _check_levels(self, "levels", "vsd_range")
         return self
+
+
+def _check_levels(recipe: Recipe, *names: str) -> None:
+    """That these fields are ranges of timesteps."""
+    for name in names:
+        low, high = getattr(recipe, name)
+        if not 0 <= low < high <= 1000:
+            raise ValueError(f"{name} is [{low}, {high}]: give 0 <= low < high <= 1000")
 
 
 RECIPES: dict[str, type[Recipe]] = {
