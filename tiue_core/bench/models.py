@@ -79,12 +79,13 @@ class Bench:
         fifty = {"encoder": GUIDED_STEPS, "decoders": GUIDED_STEPS}
         nine = {"encoder": len(KEY_STEPS), "decoders": GUIDED_STEPS}
         n, m = len(exact), len(fast)
+        tiny = "its own decoder" if self.tiny is self.vae else "TAESD"
         theirs = [authors(unet, scheduler) for unet in (plain, split, as_run)]
         one, four = (loop(split, scheduler, steps) for steps in ([999], all_steps))
         return [
             System("exact", "ours", ours[0], decoders=n),
             System("fast", f"ours, {m} decoders for {n}", ours[1], decoders=m),
-            System("draft", "fast, then TAESD", ours[2], decoders=m, decoder="tiny"),
+            System("draft", f"fast, then {tiny}", ours[2], decoders=m, decoder="tiny"),
             System("authors", "same dtype and layout", theirs[0], decoders=n, as_written=True),
             System("authors-tuned", "and what all systems get", theirs[1], decoders=n),
             System("authors-as-run", "float32, contiguous", theirs[2], True, True, decoders=n),
