@@ -1,7 +1,7 @@
 """The page, as a Space starts it: `python app.py`. `tiue app` has options."""
 
-from tiue_core.page.build import build, launch
-from tiue_core.page.state import House, offered
+from tiue_core.app.build import build, launch
+from tiue_core.app.state import House, offered
 
 page, desk = build(House.of(offered([])))
 

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from tiue_core.bench.memory import Peak
 from tiue_core.bench.shapes import models
-from tiue_core.speed.cpu import give_back_pages
+from tiue_core.optimize.cpu import give_back_pages
 from tiue_core.train.diffusion import Noising
 from tiue_core.train.lora.memory import estimate
 from tiue_core.train.lora.parts import Group, Parts, Prior
@@ -69,7 +69,7 @@ def one_update(recipe: LoraRecipe, pipeline: Any, teacher: Any) -> dict[str, flo
     precision = recipe.precision
     stage.accelerator = Accelerator(cpu=True, mixed_precision=precision)
     if not first:
-        from tiue_core.unet import SplitUNet
+        from tiue_core.core.unet import SplitUNet
 
         stage.split = SplitUNet(stage.unet)
         stage.pairs = Pairs(torch.arange(batch), latents, latents)

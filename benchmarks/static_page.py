@@ -95,7 +95,7 @@ def main() -> None:
     if arguments.site:
         figures = measure(arguments.site, arguments)
     else:
-        from tiue_core.page.static import write_page
+        from tiue_core.app.static import write_page
 
         with tempfile.TemporaryDirectory() as folder:
             write_page(

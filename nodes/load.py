@@ -6,8 +6,8 @@ import hashlib
 
 from comfy_api.latest import io
 
-from ..tiue_core import students
-from ..tiue_core.folders import check_folder
+from ..tiue_core.students import resolve as students
+from ..tiue_core.students.folder import check_folder
 from . import folders
 from .schema import schema
 

@@ -18,7 +18,7 @@ import pytest
 from helpers_batch import make
 from PIL import Image
 
-from tiue_core import cli, files
+from tiue_core import cli
 from tiue_core.batch import studio as studios
 from tiue_core.batch.formats import SUFFIXES, encode
 from tiue_core.batch.index import html_index
@@ -26,7 +26,8 @@ from tiue_core.batch.manifest import Manifest, only_one
 from tiue_core.batch.sheet import contact_sheets
 from tiue_core.batch.studio import Plan
 from tiue_core.errors import TiueError
-from tiue_core.images import a1111_parameters, read_metadata
+from tiue_core.io import files
+from tiue_core.io.images import a1111_parameters, read_metadata
 
 LIST = "prompt,seed,width,count\na cat,1,,2\na dog,2,32,1\na fox,3,,3\na bee,4,32,1\n"
 
@@ -450,7 +451,7 @@ def test_a_picture_of_a_list_can_be_made_again(
     import helpers_students
     from safetensors.torch import save_file
 
-    from tiue_core import students
+    from tiue_core.students import resolve as students
 
     student = helpers_students.make_student(tmp_path / "tiny")
     built_in = students.Student("stickers", "small", "Apache-2.0", folder=student)

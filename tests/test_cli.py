@@ -20,8 +20,11 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from tiue_core import cli, files, generate, students
-from tiue_core.images import read_metadata
+from tiue_core import cli
+from tiue_core.cli import generate
+from tiue_core.io import files
+from tiue_core.io.images import read_metadata
+from tiue_core.students import resolve as students
 
 ROOT = Path(__file__).parents[1]
 
@@ -293,7 +296,7 @@ def test_students_lists_what_can_be_had(tiue: Any) -> None:
     text = tiue("students").out
     for word in ("stickers  [here]", "loopfree-sd2.1-base", "CC BY-NC 4.0", "non-commercial"):
         assert word in text
-    from tiue_core.systems.registry import REGISTRY
+    from tiue_core.baselines.registry import REGISTRY
 
     lines = text.splitlines()
     for name, system in REGISTRY.items():  # every row, with its licence

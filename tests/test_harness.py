@@ -22,7 +22,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tiue_core.errors import TiueError
-from tiue_core.evaluate import data, features, latency, report, table
+from tiue_core.evaluate import (
+    data,
+    features,
+    latency,
+    report,
+    table,
+)
 from tiue_core.evaluate.data import DataSet
 from tiue_core.evaluate.run import Options, Run
 
@@ -185,7 +191,7 @@ def test_a_system_can_be_the_reference(tmp_path: Path) -> None:
 
 
 def test_pictures_carry_how_to_make_them_again(whole: tuple[Path, dict[str, Any]]) -> None:
-    from tiue_core.images import read_metadata
+    from tiue_core.io.images import read_metadata
 
     out, result = whole
     for label, sampler in (("stickers", None), ("stickers-teacher-4", "ddim")):
@@ -657,8 +663,8 @@ def test_a_run_with_clip_alone(clip_folder: Path, tmp_path: Path) -> None:
 
 
 def test_time_is_of_the_parts_and_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tiue_core.systems.find import find
-    from tiue_core.systems.load import load
+    from tiue_core.baselines.find import find
+    from tiue_core.baselines.load import load
 
     calls = {"text": 0, "vae": 0}
     pipe = load(find("stickers-teacher-4"), device="cpu")
@@ -680,8 +686,8 @@ def test_time_is_of_the_parts_and_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_student_reads_its_prompt_every_time() -> None:
     """It remembers prompts, which must not flatter it."""
-    from tiue_core.systems.find import find
-    from tiue_core.systems.load import load
+    from tiue_core.baselines.find import find
+    from tiue_core.baselines.load import load
 
     pipe = load(find("stickers"), device="cpu")
     found = latency.measure(pipe, side=128, decoders="exact", rounds=3)
@@ -694,7 +700,7 @@ def test_a_student_reads_its_prompt_every_time() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tiue_core import cli
-    from tiue_core.systems.registry import REGISTRY
+    from tiue_core.baselines.registry import REGISTRY
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -727,7 +733,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_generate_with_a_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tiue_core import cli
-    from tiue_core.images import read_metadata
+    from tiue_core.io.images import read_metadata
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tiue_core import files
 from tiue_core.errors import TiueError
-from tiue_core.images import a1111_parameters, read_metadata, save_image, slug
+from tiue_core.io import files
+from tiue_core.io.images import (
+    a1111_parameters,
+    read_metadata,
+    save_image,
+    slug,
+)
 
 METADATA = {
     "prompt": "a cat, on a blue background",

@@ -13,16 +13,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tiue_core import students
-from tiue_core.adapters import Lora, load_loras
 from tiue_core.errors import TiueError
+from tiue_core.students import resolve as students
+from tiue_core.students.lora import Lora, load_loras
 from tiue_core.train.diffusion import Noising
 from tiue_core.train.loop import LossError, Stopped
 from tiue_core.train.lora import stages
 from tiue_core.train.lora.kohya import kohya_tensors, lora_parameters, write
 from tiue_core.train.lora.memory import Estimate
 from tiue_core.train.lora.pictures import bucket_of, read_pictures
-from tiue_core.train.lora.run import check_loads, loss_curve, run_folder, train_lora
+from tiue_core.train.lora.run import (
+    check_loads,
+    loss_curve,
+    run_folder,
+    train_lora,
+)
 from tiue_core.train.recipe import LoraRecipe, checked
 from tiue_core.train.rehearsal import Live
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiue_core import students
 from tiue_core.errors import TiueError
-from tiue_core.low_rank import LOW_RANK, add_low_rank
+from tiue_core.students import resolve as students
+from tiue_core.students.low_rank import LOW_RANK, add_low_rank
 from tiue_core.train.loop import train
 from tiue_core.train.low_rank import give_adapters, write_adapters
 from tiue_core.train.recipe import DistillRecipe, load_recipe
@@ -123,7 +123,7 @@ def recipe(pipe: Any, others: tuple[Any, Any], tmp_path: Path) -> DistillRecipe:
 
 
 def test_adapters_alone_learn_and_a_stopped_run_goes_on(recipe: DistillRecipe) -> None:
-    from tiue_core.train.distill import DistillTask
+    from tiue_core.train.tasks.distill import DistillTask
 
     whole = train(recipe, DistillTask)
     parts = recipe.model_copy(update={"out": recipe.out.parent / "parts"})
@@ -154,8 +154,8 @@ def test_adapters_alone_learn_and_a_stopped_run_goes_on(recipe: DistillRecipe) -
 def test_its_plan_counts_the_adapters(recipe: DistillRecipe) -> None:
     from accelerate import Accelerator
 
-    from tiue_core.train.distill import DistillTask
     from tiue_core.train.plan import plan
+    from tiue_core.train.tasks.distill import DistillTask
 
     task = DistillTask(recipe)
     found = plan(task, Accelerator(cpu=True))

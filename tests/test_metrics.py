@@ -15,7 +15,12 @@ from torch import Tensor
 
 from tiue_core.errors import TiueError
 from tiue_core.evaluate import paper
-from tiue_core.evaluate.metrics import distances, frechet_distance, manifold, standard_errors
+from tiue_core.evaluate.metrics import (
+    distances,
+    frechet_distance,
+    manifold,
+    standard_errors,
+)
 
 
 def features(seed: int, count: int, width: int = 64, scale: float = 1.0, shift: float = 0.0):
@@ -179,7 +184,7 @@ def test_the_paper_adds_up_except_where_it_is_marked() -> None:
 
 
 def test_every_row_of_the_paper_is_a_system() -> None:
-    from tiue_core.systems.registry import REGISTRY
+    from tiue_core.baselines.registry import REGISTRY
 
     named = [system.paper for system in REGISTRY.values() if system.paper]
     rows = {row["row"] for table in paper.TABLES for row in paper.rows(table)}

@@ -21,7 +21,12 @@ from safetensors.torch import save_file
 from small import SD_SCHEDULER, TEXT_WIDTH, small_unet
 from test_unet import shared_encoder
 
-from tiue_core import SplitUNet, TiueOutput, TiuePipeline, draw_noise
+from tiue_core import (
+    SplitUNet,
+    TiueOutput,
+    TiuePipeline,
+    draw_noise,
+)
 from tiue_core.errors import TiueError
 
 LEVEL = 1 / 255  # of eight-bit images

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiue_core import OneWaySchedule, SplitUNet
-from tiue_core.savings import ThriftyUNet
+from tiue_core.shared import ThriftyUNet
 
 SCHEDULE = OneWaySchedule.from_config(SD_SCHEDULER)
 SHAPES = {

@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 from tiue_core import SplitUNet
 from tiue_core.errors import TiueError
-from tiue_core.savings import ThriftyUNet
-from tiue_core.savings.doubling import double_cheaply, double_plainly
-from tiue_core.speed import attention, winograd
-from tiue_core.speed.cpu import has_fast_bfloat16, keep_pages
-from tiue_core.speed.embeddings import Embeddings
-from tiue_core.speed.graphs import Graphs
-from tiue_core.speed.memory import in_batches
-from tiue_core.speed.packed import PackedConv, can_pack, pack, unpack
-from tiue_core.speed.ways import Packed
-from tiue_core.speed.winograd import Form
+from tiue_core.optimize import attention, winograd
+from tiue_core.optimize.cpu import has_fast_bfloat16, keep_pages
+from tiue_core.optimize.graphs import Graphs
+from tiue_core.optimize.kernels import Packed
+from tiue_core.optimize.packed import (
+    PackedConv,
+    can_pack,
+    pack,
+    unpack,
+)
+from tiue_core.optimize.winograd import Form
+from tiue_core.pipelines.memory import in_batches
+from tiue_core.pipelines.text_cache import Embeddings
+from tiue_core.shared import ThriftyUNet
+from tiue_core.shared.doubling import double_cheaply, double_plainly
 
 
 def off(a: Tensor, b: Tensor) -> float:
@@ -70,8 +75,8 @@ def test_the_same_pictures(pipe: Any, layout: str, monkeypatch: pytest.MonkeyPat
 
 def keeping_whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every saving, paying or not: small models are not what they are for."""
-    from tiue_core.savings import unet
-    from tiue_core.speed import optimize
+    from tiue_core.optimize import optimize
+    from tiue_core.shared import unet
 
     monkeypatch.setattr(unet, "not_worth_it", lambda found: set())
     ticks = iter(range(100, 0, -1))
@@ -79,7 +84,7 @@ def keeping_whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_does_not_pay_is_undone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tiue_core.speed import optimize
+    from tiue_core.optimize import optimize
 
     ticks = iter(range(100))
     monkeypatch.setattr(optimize, "clock", lambda *_: next(ticks))
@@ -92,7 +97,7 @@ def test_what_does_not_pay_is_undone(pipe: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_slow_parts_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part is timed both ways; the thrifty way is made to lose in some."""
-    from tiue_core.savings import measure
+    from tiue_core.shared import measure
 
     losers = {"skips.0", "attention.1", "upsampling.2"}
     unet = ThriftyUNet(small_unet())
@@ -264,7 +269,7 @@ def test_a_way_is_chosen_once_for_layers_alike(monkeypatch: pytest.MonkeyPatch) 
             clocked.append(1)
             return 0.5 ** len(clocked)  # whatever comes last wins: Winograd's form
 
-        monkeypatch.setattr("tiue_core.speed.ways.clock", clock)
+        monkeypatch.setattr("tiue_core.optimize.kernels.clock", clock)
         for _ in range(2):
             for x, wanted in zip((large, small, odd), expected, strict=True):
                 assert off(model(x), wanted) <= 1e-5

@@ -35,7 +35,7 @@ NO_WASM = "delete globalThis.WebAssembly;"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiue_core.page.static import write_page
+    from tiue_core.app.static import write_page
 
     folder = tmp_path_factory.mktemp("site")
     write_page(folder, "stickers", webgpu=False, accept_license=False, json=False)

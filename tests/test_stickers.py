@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from tiue_core.errors import TiueError
-from tiue_core.stickers.world import BACKGROUNDS, KINDS, World, _font, join
+from tiue_core.stickers.world import (
+    BACKGROUNDS,
+    KINDS,
+    World,
+    _font,
+    join,
+)
 
 
 def font_is_there() -> bool:
@@ -59,7 +65,7 @@ def test_every_kind_has_a_picture_and_stays_in_the_frame() -> None:
 def test_the_judge_knows_rendered_scenes() -> None:
     from tiue_core.evaluate.stickers import look
     from tiue_core.stickers.judge import Judge, labels, right
-    from tiue_core.train.autoencoder import render_pool, to_unit
+    from tiue_core.train.tasks.autoencoder import render_pool, to_unit
 
     judge = Judge.load()
     world = World(judge.settings["kinds"], judge.settings["backgrounds"], pairs=0)

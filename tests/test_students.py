@@ -17,10 +17,12 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from tiue_core import folders, hub, students
-from tiue_core.adapters import Lora, load_loras
 from tiue_core.errors import TiueError
-from tiue_core.files import read_header
+from tiue_core.io.files import read_header
+from tiue_core.students import folder as folders
+from tiue_core.students import hub
+from tiue_core.students import resolve as students
+from tiue_core.students.lora import Lora, load_loras
 
 
 @pytest.fixture(scope="module")

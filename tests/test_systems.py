@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tiue_core.baselines.find import find, parse
+from tiue_core.baselines.load import load
+from tiue_core.baselines.registry import REGISTRY
 from tiue_core.errors import TiueError
-from tiue_core.systems.find import find, parse
-from tiue_core.systems.load import load
-from tiue_core.systems.registry import REGISTRY
 
 LEADING = list(range(981, 0, -20))
 CONSISTENCY = [999, 759, 499, 259]
@@ -290,7 +290,7 @@ def test_tiue_is_four_predictions_of_one_encoding(name: str, files: dict[str, st
     ("name", "steps"), [("stickers-teacher-4", 4), ("stickers-teacher-15", 15)]
 )
 def test_the_miniatures_teacher_is_the_trainers_sampler(name: str, steps: int) -> None:
-    from tiue_core.pipeline import TiuePipeline, draw_noise
+    from tiue_core.pipelines.base import TiuePipeline, draw_noise
     from tiue_core.train.diffusion import guided_ddim
 
     system = load(find(f"stickers-teacher-{steps}"), device="cpu")
@@ -307,9 +307,9 @@ def test_the_miniatures_teacher_is_the_trainers_sampler(name: str, steps: int) -
 def test_the_miniatures_rows(tmp_path: Path) -> None:
     from helpers_students import make_student
 
-    from tiue_core.pipeline import TiuePipeline
-    from tiue_core.students import load as load_student
-    from tiue_core.systems.registry import MINIATURE
+    from tiue_core.baselines.registry import MINIATURE
+    from tiue_core.pipelines.base import TiuePipeline
+    from tiue_core.students.resolve import load as load_student
 
     grids = {
         "stickers-teacher": LEADING,
@@ -341,8 +341,8 @@ def test_the_one_step_row_is_the_teacher_and_a_difference() -> None:
     """From the package alone, against W + B A and x_0 = (z - sigma eps) / alpha written out."""
     from safetensors.torch import load_file
 
-    from tiue_core import students
-    from tiue_core.pipeline import draw_noise
+    from tiue_core.pipelines.base import draw_noise
+    from tiue_core.students import resolve as students
 
     found = find("stickers-swiftbrush")
     assert found.source is not None and found.source.adapter is not None

@@ -15,9 +15,15 @@ from tiue_core.errors import TiueError
 from tiue_core.train import vsd
 from tiue_core.train.critic import fool, tell_apart
 from tiue_core.train.diffusion import Noising, guided_ddim
-from tiue_core.train.distill import DistillTask
-from tiue_core.train.loop import Average, descend, generator_for, rate, train
+from tiue_core.train.loop import (
+    Average,
+    descend,
+    generator_for,
+    rate,
+    train,
+)
 from tiue_core.train.recipe import DistillRecipe, load_recipe
+from tiue_core.train.tasks.distill import DistillTask
 from tiue_core.train.vsd import normal_kl, plain
 
 ROOT = Path(__file__).parents[1]

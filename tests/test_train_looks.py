@@ -16,10 +16,10 @@ from small import small_clip, small_unet
 from tiue_core import TiuePipeline
 from tiue_core.errors import TiueError
 from tiue_core.train import validate
-from tiue_core.train.distill import DistillTask
 from tiue_core.train.loop import train
 from tiue_core.train.reals import captions_of
 from tiue_core.train.recipe import DistillRecipe
+from tiue_core.train.tasks.distill import DistillTask
 
 
 @pytest.fixture

@@ -20,11 +20,16 @@ from safetensors.torch import load_file
 from small import small_clip, small_unet
 
 from tiue_core.errors import TiueError
-from tiue_core.train.distill import DistillTask
-from tiue_core.train.draws import Draws, integers, normal, uniform
+from tiue_core.train.draws import (
+    Draws,
+    integers,
+    normal,
+    uniform,
+)
 from tiue_core.train.loop import LossError, generator_for, train
 from tiue_core.train.prompts import load_prompts
 from tiue_core.train.recipe import DistillRecipe, load_recipe
+from tiue_core.train.tasks.distill import DistillTask
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

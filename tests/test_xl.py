@@ -12,12 +12,18 @@ from diffusers import StableDiffusionXLPipeline
 
 from tiue_core import TiuePipeline
 from tiue_core.errors import TiueError
-from tiue_core.students import find
+from tiue_core.pipelines.sdxl import (
+    PackedUNet,
+    TiueXLPipeline,
+    pack,
+    take_packed,
+    unpack,
+)
+from tiue_core.students.resolve import find
 from tiue_core.train.diffusion import embed, guided, token_ids
-from tiue_core.train.distill import DistillTask
 from tiue_core.train.loop import train
 from tiue_core.train.recipe import DistillRecipe
-from tiue_core.xl import PackedUNet, TiueXLPipeline, pack, take_packed, unpack
+from tiue_core.train.tasks.distill import DistillTask
 
 PROMPTS = ["a cat", "a dog on a red background", ""]
 

@@ -7,21 +7,49 @@ The names are looked up on first use, so that importing the package costs nothin
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import TiueOutput, TiuePipeline, draw_noise
-    from .schedule import OneWaySchedule
-    from .unet import Features, SplitUNet
+    from .core.schedule import OneWaySchedule
+    from .core.unet import Features, SplitUNet
+    from .pipelines.base import TiueOutput, TiuePipeline, draw_noise
 
 _HOMES = {
-    "OneWaySchedule": "schedule",
-    "SplitUNet": "unet",
-    "Features": "unet",
-    "TiuePipeline": "pipeline",
-    "TiueOutput": "pipeline",
-    "draw_noise": "pipeline",
+    "OneWaySchedule": "core.schedule",
+    "SplitUNet": "core.unet",
+    "Features": "core.unet",
+    "TiuePipeline": "pipelines.base",
+    "TiueOutput": "pipelines.base",
+    "draw_noise": "pipelines.base",
+}
+#: Modules by the names they had before 0.2, for code written then.
+_MOVED = {
+    "schedule": "core.schedule",
+    "unet": "core.unet",
+    "arguments": "core.arguments",
+    "pipeline": "pipelines.base",
+    "xl": "pipelines.sdxl",
+    "draft": "pipelines.draft",
+    "folders": "students.folder",
+    "hub": "students.hub",
+    "single_file": "students.single_file",
+    "adapters": "students.lora",
+    "low_rank": "students.low_rank",
+    "files": "io.files",
+    "images": "io.images",
+    "record": "io.record",
+    "console": "cli.console",
+    "generate": "cli.generate",
+    "savings": "shared",
+    "speed": "optimize",
+    "systems": "baselines",
+    "page": "app",
 }
 
 __version__ = "0.1.0"
@@ -29,6 +57,8 @@ __all__ = ["Features", "OneWaySchedule", "SplitUNet", "TiueOutput", "TiuePipelin
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -36,3 +66,25 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds a module under its earlier name; it is the very module, not a copy."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        first = name.removeprefix(f"{__name__}.").partition(".")[0]
+        known = name.startswith(f"{__name__}.") and first in _MOVED
+        return ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None  # a plain one, for as long as it takes to find the real one
+
+    def exec_module(self, module: ModuleType) -> None:
+        first, _, rest = module.__name__.removeprefix(f"{__name__}.").partition(".")
+        home = f"{__name__}.{_MOVED[first]}" + (f".{rest}" if rest else "")
+        sys.modules[module.__name__] = import_module(home)
+
+
+sys.meta_path.insert(0, _Moved())  # before the finder of files, which would copy submodules

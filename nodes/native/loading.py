@@ -17,8 +17,8 @@ import torch
 from comfy import model_management, sd1_clip
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from ...tiue_core.files import read_header
-from ...tiue_core.schedule import STEPS
+from ...tiue_core.core.schedule import STEPS
+from ...tiue_core.io.files import read_header
 from . import shapes
 from .onepass import KEY, STABLE_DIFFUSION, Made
 

@@ -23,7 +23,7 @@ from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...tiue_core.schedule import STEPS, OneWaySchedule
+from ...tiue_core.core.schedule import STEPS, OneWaySchedule
 from . import checks
 from .savings import ThriftyComfyUNet
 from .unet import ComfyUNet

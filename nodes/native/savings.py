@@ -1,4 +1,4 @@
-"""The savings of ``tiue_core.savings`` on ComfyUI's own ``UNetModel``: (a) and (e).
+"""The savings of ``tiue_core.shared`` on ComfyUI's own ``UNetModel``: (a) and (e).
 
     a   conv(concat(h, skip)) = conv_h(h) + conv_skip(skip): a skip's half is the same for all
         timesteps. A normalization group that straddles the border stays with h.

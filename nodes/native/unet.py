@@ -1,7 +1,7 @@
-"""ComfyUI's own ``UNetModel`` as an encoder that runs once and a decoder that runs for K timesteps.
+"""ComfyUI's own ``UNetModel`` as an encoder that runs once and a decoder for K timesteps.
 
-The same two calls as ``tiue_core.unet.SplitUNet`` has for diffusers. ComfyUI's submodules do the
-work, block by block and in its own order, with its ``transformer_options`` around them: LoRA
+The same two calls as ``tiue_core.core.unet.SplitUNet`` has for diffusers. ComfyUI's submodules do
+the work, block by block and in its own order, with its ``transformer_options`` around them: LoRA
 patches, attention overrides, ControlNet, FreeU, offloading and quantized weights keep working.
 """
 
@@ -19,7 +19,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 )
 from torch import Tensor
 
-from ...tiue_core.unet import Features
+from ...tiue_core.core.unet import Features
 
 
 class ComfyUNet:

@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiue_core import TiuePipeline, cli, console, students
+from tiue_core import TiuePipeline, cli
+from tiue_core.app.inside import look
+from tiue_core.app.paint import paint
+from tiue_core.app.state import House
+from tiue_core.app.worker import Models
+from tiue_core.cli import console
 from tiue_core.errors import TiueError
-from tiue_core.page.inside import look
-from tiue_core.page.paint import paint
-from tiue_core.page.state import House
-from tiue_core.page.worker import Models
+from tiue_core.students import resolve as students
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_a_draft_is_the_tiny_decoders_picture(folder: Path, tmp_path: Path) -> N
 def test_an_owner_may_have_students_optimized(
     folder: Path, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tiue_core.speed import optimize
+    from tiue_core.optimize import optimize
 
     ticks = iter(range(1000, 0, -1))  # everything pays
     monkeypatch.setattr(optimize, "clock", lambda *_: next(ticks))
@@ -148,7 +150,7 @@ def test_an_owner_may_have_students_optimized(
 def test_inside_has_a_slider_for_each_decoder(
     folder: Path, tmp_path: Path, given: dict, decoders: int
 ) -> None:
-    from tiue_core.page.state import decoders_of
+    from tiue_core.app.state import decoders_of
 
     other = tmp_path / "other"
     shutil.copytree(folder, other)

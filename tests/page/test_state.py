@@ -11,13 +11,18 @@ import gradio as gr
 import httpx
 import pytest
 
+from tiue_core.app.desk import told
+from tiue_core.app.guard import Guard
+from tiue_core.app.lists import plan_of, read_upload
+from tiue_core.app.parts import figure, table
+from tiue_core.app.state import (
+    House,
+    Limits,
+    Order,
+    check_size,
+)
 from tiue_core.errors import TiueError
-from tiue_core.page.desk import told
-from tiue_core.page.guard import Guard
-from tiue_core.page.lists import plan_of, read_upload
-from tiue_core.page.parts import figure, table
-from tiue_core.page.state import House, Limits, Order, check_size
-from tiue_core.students import Source
+from tiue_core.students.resolve import Source
 
 
 @pytest.fixture
@@ -109,7 +114,7 @@ def test_pasted_lists(house: House) -> None:
 def test_nothing_from_outside_becomes_html() -> None:
     from PIL import Image
 
-    from tiue_core.page.paint import Picture
+    from tiue_core.app.paint import Picture
 
     evil = "<img src=x onerror=alert(1)>\"'"
     picture = Picture(Order("s", evil, 0, 8, 8), b"png", Image.new("RGB", (8, 8)), {})

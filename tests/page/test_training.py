@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tiue_core.app.state import House, offered
+from tiue_core.app.train import Training, gather, recipe_of
 from tiue_core.errors import TiueError
-from tiue_core.page.state import House, offered
-from tiue_core.page.train import Training, gather, recipe_of
 from tiue_core.train.loop import Stopped
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tiue_core.app.state import Limits
+from tiue_core.app.worker import LeftError, SupersededError, Worker
 from tiue_core.errors import TiueError
-from tiue_core.page.state import Limits
-from tiue_core.page.worker import LeftError, SupersededError, Worker
 
 
 @pytest.fixture

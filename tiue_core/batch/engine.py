@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import TiueError
-from ..files import explain, write_atomically
-from ..images import read_metadata
+from ..io.files import explain, write_atomically
+from ..io.images import read_metadata
 from .formats import SUFFIXES, encode
 from .jobs import Job
 from .manifest import Manifest, State, check_there

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import TiueError
-from ..images import a1111_parameters, encode_png
+from ..io.images import a1111_parameters, encode_png
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 QUALITY = 95

@@ -10,12 +10,23 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..adapters import Lora
-from ..arguments import SEEDS
+from ..core.arguments import SEEDS
 from ..errors import TiueError
-from ..images import slug
-from .schema import BadRow, LoraChoice, Placed, Row
-from .templates import NAME, BadName, check_path, file_name, fill
+from ..io.images import slug
+from ..students.lora import Lora
+from .schema import (
+    BadRow,
+    LoraChoice,
+    Placed,
+    Row,
+)
+from .templates import (
+    NAME,
+    BadName,
+    check_path,
+    file_name,
+    fill,
+)
 from .wildcards import TemplateError, Wildcards
 
 SIZE = 2048 * 2048  # pixels of one picture, at most

@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..files import file_hash
+from ..io.files import file_hash
 from .lists_yaml import read_yaml
 from .rows import Raw, Unreadable, as_row
-from .schema import KNOWN, BadRow, Placed, check_row, known_name, shown
+from .schema import (
+    KNOWN,
+    BadRow,
+    Placed,
+    check_row,
+    known_name,
+    shown,
+)
 
 Rows = Iterator[Placed | BadRow]
 

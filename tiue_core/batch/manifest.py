@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..files import explain
+from ..io.files import explain
 
 FILE = "manifest.jsonl"
 

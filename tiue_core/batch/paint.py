@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapters import Lora, load_loras
 from ..errors import TiueError
+from ..students.lora import Lora, load_loras
 from .jobs import Job, Settings
 
 Outcome = Any  # a PIL image, or a text that says why there is none

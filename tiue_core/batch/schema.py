@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ..arguments import DECODERS, SEEDS
+from ..core.arguments import DECODERS, SEEDS
 
 PROMPT_LIMIT = 10_000  # characters; text encoders read some 77 tokens
 FREE_LIMIT = 1_000  # characters of a free column

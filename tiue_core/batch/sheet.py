@@ -8,7 +8,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..io.files import write_atomically
 
 CELL, CAPTION, GAP = 160, 220, 8  # px
 COLUMNS, ROWS = 8, 12

@@ -20,10 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..files import check_writable, write_atomically
+from ..io.files import check_writable, write_atomically
 from .engine import Engine, Run, local
 from .jobs import Job, Planner, Settings
-from .lists import Rows, list_hash, read_list, read_text
+from .lists import (
+    Rows,
+    list_hash,
+    read_list,
+    read_text,
+)
 from .manifest import Manifest, only_one
 from .paint import Painter
 from .schema import BadRow
@@ -118,8 +123,8 @@ class Studio:
         Raises:
             TiueError: no such student; `steps` that its schedule cannot take.
         """
-        from ..console import quiet_libraries
-        from ..students import Source, find, load
+        from ..cli.console import quiet_libraries
+        from ..students.resolve import Source, find, load
 
         source = student if isinstance(student, Source) else find(student)
         quiet_libraries()

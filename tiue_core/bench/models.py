@@ -10,16 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..savings import ThriftyUNet
-from ..savings.doubling import double_cheaply
-from ..savings.layers import as_written
-from ..speed import packed
-from ..speed.graphs import Graphs
-from ..speed.optimize import LAYOUTS
-from ..systems.recipes import KEY_STEPS
-from ..unet import SplitUNet
+from ..baselines.recipes import KEY_STEPS
+from ..core.unet import SplitUNet
+from ..optimize import packed
+from ..optimize.graphs import Graphs
+from ..optimize.optimize import LAYOUTS
+from ..shared import ThriftyUNet
+from ..shared.doubling import double_cheaply
+from ..shared.layers import as_written
 from .shapes import flops, models
-from .systems import GUIDED_STEPS, Stages, System, authors, loop, one_way
+from .systems import (
+    GUIDED_STEPS,
+    Stages,
+    System,
+    authors,
+    loop,
+    one_way,
+)
 
 
 class Bench:

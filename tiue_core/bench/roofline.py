@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..savings.measure import clock, matmul_rate
+from ..shared.measure import clock, matmul_rate
 
 _BYTES = 1 << 28  # copied
 

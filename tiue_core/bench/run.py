@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..savings.layers import as_written
-from ..speed import cpu
+from ..optimize import cpu
+from ..shared.layers import as_written
 from .memory import Peak
 from .models import Bench
 from .roofline import rates

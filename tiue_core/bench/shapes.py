@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..core.schedule import OneWaySchedule
 from ..errors import TiueError
-from ..schedule import OneWaySchedule
 
 SHAPES = ("sd21", "sd15", "stickers")
 _SCHEDULER = {
@@ -59,7 +59,7 @@ def models(shape: str) -> Models:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     if shape == "stickers":
-        from ..pipeline import TiuePipeline
+        from ..pipelines.base import TiuePipeline
 
         pipe = TiuePipeline.from_pretrained("stickers")
         limit = pipe.text_encoder.config.max_position_embeddings

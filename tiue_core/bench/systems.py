@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..schedule import OneWaySchedule
-from ..unet import SplitUNet
+from ..core.schedule import OneWaySchedule
+from ..core.unet import SplitUNet
 
 GUIDED_STEPS = 50
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.unet import SplitUNet
 from ..export.runtime import open_session
 from ..export.store import need_onnx, save_onnx
 from ..export.trace import program, traced
 from ..export.write import describe, quietly
-from ..unet import SplitUNet
 from .shapes import models
 from .systems import Stages, System
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..baselines.find import pictures
 from ..errors import TiueError
-from ..systems.find import pictures
 
 PROMPT_SEED = 900_001  #: scenes whose captions are the prompts; no training run uses these seeds
 WORLD_SEED = 900_002  #: scenes the pictures are held against
@@ -149,8 +149,8 @@ def _stickers(count: int, reference: str | None) -> DataSet:
 
 def draw_scenes(world: Any, count: int, folder: Path) -> list[Path]:
     """Scenes of seeds that no run trains on, as PNGs; those that are there are left."""
-    from ..files import write_atomically
-    from ..images import encode_png
+    from ..io.files import write_atomically
+    from ..io.images import encode_png
 
     paths = [folder / f"{index:05d}.png" for index in range(count)]
     for path, scene in zip(paths, world.scenes(count, WORLD_SEED), strict=True):

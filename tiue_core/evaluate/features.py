@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import TiueError
-from ..files import content_hash, read_header, write_atomically
-from ..folders import weights
+from ..io.files import content_hash, read_header, write_atomically
+from ..students.folder import weights
 
 BATCH = 32
 CLIPS = {

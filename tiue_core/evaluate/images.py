@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..baselines.find import Found
 from ..batch.jobs import Job, Settings, job_id
 from ..batch.manifest import Manifest
 from ..batch.paint import Painter
 from ..batch.schema import BadRow
 from ..batch.studio import Plan, Studio, settings_of
 from ..errors import TiueError
-from ..systems.find import Found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import TiueError
-from ..files import read_header
+from ..io.files import read_header
 
 SIDE = 299  #: px
 

@@ -105,7 +105,7 @@ def measured(
     Raises:
         TiueError: the process that measures it failed.
     """
-    from ..files import write_atomically
+    from ..io.files import write_atomically
 
     file = kept / f"{key}.json"
     try:
@@ -131,8 +131,8 @@ def _processor() -> str:
 
 
 def _main() -> None:
-    from ..systems.find import find
-    from ..systems.load import load
+    from ..baselines.find import find
+    from ..baselines.load import load
 
     order = json.loads(sys.argv[1])
     found = find(order["system"])

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..io.files import write_atomically
 
 CELL, GAP, LABEL = 128, 4, 150  # px
 

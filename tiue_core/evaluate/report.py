@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..io.files import write_atomically
 from . import plots, table
 
 TEMPLATE = Path(__file__).parent / "flip.html"

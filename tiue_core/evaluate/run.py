@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from ..baselines.find import Found, find, pictures
 from ..errors import TiueError
-from ..files import check_writable, write_atomically
-from ..systems.find import Found, find, pictures
+from ..io.files import check_writable, write_atomically
 from . import latency
 from .data import DataSet
 from .features import Extractor, open_picture
@@ -211,7 +211,7 @@ class Run:
         if found.system.sampler == "images":
             paths = pictures(found.paths[0])
             return paths, open_picture(paths[0]).width
-        from ..systems.load import load
+        from ..baselines.load import load
 
         pipe = load(found, device=options.device, dtype=options.dtype)
         side = options.side or own_side(pipe)

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..pipeline import TiuePipeline, draw_noise
+from ..pipelines.base import TiuePipeline, draw_noise
 from ..stickers.judge import Judge, labels, right
 from ..stickers.world import Scene, World
-from ..train.autoencoder import render_pool, to_unit
 from ..train.diffusion import guided_ddim
+from ..train.tasks.autoencoder import render_pool, to_unit
 from .metrics import frechet_distance, manifold
 
 PROMPT_SEED = 900_001  #: scenes whose captions are the prompts

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import TiueError
-from ..files import check_writable, write_atomically
+from ..io.files import check_writable, write_atomically
 
 PACKAGE = "onnxruntime-web@~1.30"
 GRAPH = "student.onnx"

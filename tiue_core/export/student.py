@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..savings import ThriftyUNet
-from ..savings.layers import NotUnderstoodError
-from ..schedule import OneWaySchedule
-from ..unet import Features, SplitUNet
+from ..core.schedule import OneWaySchedule
+from ..core.unet import Features, SplitUNet
+from ..shared import ThriftyUNet
+from ..shared.layers import NotUnderstoodError
 
 SAVINGS = ("skips", "attention", "output")
 """The exact savings that pay in a graph. The 2x2 upsampler does not: its interleaving becomes a

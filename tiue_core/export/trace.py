@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from .student import Decoder, Encoder, Student, TextEncoder, Vae
+from .student import (
+    Decoder,
+    Encoder,
+    Student,
+    TextEncoder,
+    Vae,
+)
 
 
 @dataclass

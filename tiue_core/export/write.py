@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files import check_writable, explain, to_disk
+from ..io.files import check_writable, explain, to_disk
 from . import metadata
 from .store import need_onnx, save_onnx, save_pt2
 from .trace import program, traced

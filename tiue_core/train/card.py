@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from ..schedule import OneWaySchedule
+from ..core.schedule import OneWaySchedule
 from .recipe import DistillRecipe
 
 _CARD = """---

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import TiueError
-from ..files import to_disk
+from ..io.files import to_disk
 
 #: Recipe keys that say where, how long and how often, not what is learned.
 MAY_CHANGE = {

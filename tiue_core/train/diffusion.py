@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from ..xl import encode_ids
+from ..pipelines.sdxl import encode_ids
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from peft import LoraConfig
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..files import write_atomically
-from ..low_rank import LOW_RANK, add_low_rank
+from ..io.files import write_atomically
+from ..students.low_rank import LOW_RANK, add_low_rank
 
 
 def give_adapters(unet: Any, wanted: Any, numbers: int) -> None:

@@ -17,15 +17,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..savings.measure import matmul_rate
-from ..xl import extra_rows
-from . import distill
+from ..pipelines.sdxl import extra_rows
+from ..shared.measure import matmul_rate
 from .diffusion import Noising
-from .distill import DistillTask
 from .pairs import Pairs
 from .reals import Reals
 from .recipe import DistillRecipe
 from .rehearsal import Live, default_dtype
+from .tasks import distill
+from .tasks.distill import DistillTask
 
 GIB = 1 << 30
 LIBRARIES = 0.6e9  #: what Python, torch and the others take of a CPU's memory

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..errors import TiueError
 from ..stickers.world import World
-from .autoencoder import render_pool, to_unit
 from .diffusion import token_ids
 from .draws import Source, integers
 from .recipe import DistillRecipe, data_seed
+from .tasks.autoencoder import render_pool, to_unit
 
 logger = logging.getLogger("tiue.train")
 

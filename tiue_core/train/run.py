@@ -23,11 +23,11 @@ def run(
     task = recipe.task  # type: ignore[attr-defined]
     make: Any
     if task == "autoencoder":
-        from .autoencoder import AutoencoderTask as make
+        from .tasks.autoencoder import AutoencoderTask as make
     elif task == "judge":
-        from .judge import JudgeTask as make
+        from .tasks.judge import JudgeTask as make
     elif task == "teacher":
-        from .teacher import TeacherTask as make
+        from .tasks.teacher import TeacherTask as make
     else:
-        from .distill import DistillTask as make
+        from .tasks.distill import DistillTask as make
     return train(recipe, make, progress=progress, announce=announce)

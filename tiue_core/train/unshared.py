@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..schedule import OneWaySchedule
-from ..unet import SplitUNet
+from ..core.schedule import OneWaySchedule
+from ..core.unet import SplitUNet
 
 
 def loop(

@@ -9,7 +9,7 @@ import torch
 from .diffusion import token_ids
 
 if TYPE_CHECKING:
-    from .distill import DistillTask
+    from .tasks.distill import DistillTask
 
 BATCH = 16
 SEED = 910_000  #: of scenes and noises that no training and no evaluation uses
@@ -41,7 +41,7 @@ def measure(task: DistillTask, student: Any) -> dict[str, float]:
     from ..evaluate.metrics import frechet_distance
     from ..evaluate.stickers import look
     from ..stickers.judge import Judge, labels, right
-    from .autoencoder import render_pool, to_unit
+    from .tasks.autoencoder import render_pool, to_unit
 
     judge, vae = Judge.load(), task.pipeline.vae
     images = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.split(BATCH)]

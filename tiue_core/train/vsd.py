@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..schedule import OneWaySchedule
-from ..unet import SplitUNet
+from ..core.schedule import OneWaySchedule
+from ..core.unet import SplitUNet
 from .diffusion import Noising, guided
 from .draws import Source, integers, normal
 

@@ -1,4 +1,4 @@
-// A PNG with what is needed to make it again, in the two text chunks of tiue_core/images.py.
+// A PNG with what is needed to make it again, in the two text chunks of tiue_core/io/images.py.
 //
 // Made from the pixels themselves: what a canvas gives back is blurred on purpose by some browsers.
 

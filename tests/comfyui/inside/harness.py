@@ -43,7 +43,7 @@ def _pack() -> ModuleType:
 _pack()
 from tiue_pack.nodes import folders  # noqa: E402
 from tiue_pack.nodes.native import loading  # noqa: E402
-from tiue_pack.tiue_core.pipeline import TiuePipeline  # noqa: E402
+from tiue_pack.tiue_core.pipelines.base import TiuePipeline  # noqa: E402
 
 __all__ = ["CAPPABLE", "TOLERANCE", "Student", "called", "differences", "loading", "tiny"]
 folders.register()

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ...errors import TiueError
-from ...files import write_atomically
+from ...io.files import write_atomically
 
 
 def lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:

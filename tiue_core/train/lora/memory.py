@@ -125,7 +125,7 @@ def _stage(recipe: LoraRecipe, parts: Parts, first: bool) -> Stage:
     stage._rows = lambda total, generator, count=None: torch.arange(count or recipe.batch_size)
     stage._group = lambda generator: parts.groups[0]
     if not first:
-        from ...unet import SplitUNet
+        from ...core.unet import SplitUNet
 
         stage.split = SplitUNet(stage.unet)
         noise = torch.zeros(recipe.batch_size, *parts.shape)

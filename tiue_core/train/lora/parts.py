@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...core.schedule import OneWaySchedule
 from ...errors import TiueError
-from ...pipeline import draw_noise
-from ...schedule import OneWaySchedule
+from ...pipelines.base import draw_noise
 from ..diffusion import Noising
 from ..recipe import LoraRecipe
 from .kohya import write

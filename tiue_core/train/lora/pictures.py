@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ...errors import TiueError
-from ...files import file_hash
+from ...io.files import file_hash
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from ... import students
-from ...adapters import Lora, load_loras
 from ...errors import TiueError
-from ...files import check_writable, explain, write_atomically
-from ...folders import check_folder
-from ...speed.cpu import give_back_pages
+from ...io.files import check_writable, explain, write_atomically
+from ...optimize.cpu import give_back_pages
+from ...students import resolve as students
+from ...students.folder import check_folder
+from ...students.lora import Lora, load_loras
 from ..loop import LossError, Stopped, train
 from ..recipe import LoraRecipe
 from .kohya import lora_parameters, metadata_of, write

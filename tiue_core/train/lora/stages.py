@@ -16,13 +16,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...core.unet import SplitUNet
 from ...errors import TiueError
-from ...files import read_header
-from ...pipeline import draw_noise
-from ...unet import SplitUNet
+from ...io.files import read_header
+from ...pipelines.base import draw_noise
 from ..diffusion import tokenize
 from ..grids import grid
-from ..loop import LossError, Stopped, adam, descend
+from ..loop import (
+    LossError,
+    Stopped,
+    adam,
+    descend,
+)
 from ..pairs import teacher_pairs
 from ..recipe import LoraRecipe
 from ..vsd import (
@@ -34,7 +39,12 @@ from ..vsd import (
     plain,
     score_distillation,
 )
-from .kohya import begin_with, kohya_tensors, lora_parameters, write
+from .kohya import (
+    begin_with,
+    kohya_tensors,
+    lora_parameters,
+    write,
+)
 from .parts import Group, Parts
 
 RESULT = "lora.safetensors"

@@ -1,0 +1,272 @@
+"""What may be asked of the page: students, LoRAs and limits; an order is checked before it waits.
+
+Visitors choose among what the owner offers. They never name a path or a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..batch.schema import PROMPT_LIMIT
+from ..core.arguments import DECODERS
+from ..errors import TiueError
+from ..io.files import file_hash
+from ..pipelines import draft
+from ..students.lora import Lora
+from ..students.resolve import REGISTRY, Source
+
+SEED_LIMIT = 2**53 - 1  # what a browser counts exactly
+MODES = (*DECODERS, "draft")  # draft: fast, and a tiny decoder in the autoencoder's place
+STRENGTH_LIMIT = 4.0  # of a LoRA
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one server takes on."""
+
+    waiting: int = 64  # pieces of work in all; more are turned away with a message
+    each: int = 8  # of one client
+    loaded: int = 2  # students in memory at once
+    enlarge: int = 2  # times the student's own side, at most
+    upload: int = 1 << 20  # bytes of a list
+    body: int = 4 << 20  # bytes of any request
+    pictures: int = 500  # of one list
+    variations: int = 4
+    history: int = 30
+
+
+@dataclass(frozen=True)
+class Order:
+    """One picture, as `tiue generate` would be asked for it."""
+
+    student: str
+    prompt: str
+    seed: int = 0
+    width: int | None = None  # px; the student's own
+    height: int | None = None
+    decoders: str = "exact"
+    draft: bool = False
+    lora: str = ""
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class House:
+    """What the owner offers.
+
+    Args:
+        students: by the label shown; the first is the one that the page opens with.
+        loras: files by the name shown.
+        train: where visitors' LoRAs go; without it nobody trains.
+        optimize: call ``TiuePipeline.optimize`` on each student once it is loaded.
+    """
+
+    students: dict[str, Source]
+    loras: dict[str, Path] = field(default_factory=dict)
+    lora_folder: Path | None = None
+    train: Path | None = None
+    limits: Limits = Limits()
+    device: str | None = None
+    dtype: str | None = None
+    base: str | None = None
+    optimize: bool = False
+
+    @classmethod
+    def of(cls, sources: Iterable[Source], loras: Path | None = None, **options: Any) -> House:
+        """A house of students already found, and of the LoRAs in a folder.
+
+        Raises:
+            TiueError: no student, or `loras` is no folder.
+        """
+        students: dict[str, Source] = {}
+        for source in sources:
+            label, number = source.name, 2
+            while label in students and students[label] != source:
+                label, number = f"{source.name} ({number})", number + 1
+            students[label] = source
+        if not students:
+            raise TiueError("there is no student to show: give --student")
+        if loras is not None and not loras.is_dir():
+            raise TiueError(f"{loras} is no folder of LoRAs: check --loras")
+        files = sorted(loras.glob("*.safetensors")) if loras else []
+        return cls(students, {path.stem: path for path in files}, loras, **options)
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.students))
+
+    def licence(self, label: str) -> str:
+        """The licence of a student, where it is one that we know."""
+        source = self.students.get(label)
+        known = REGISTRY.get(source.name) if source else None
+        if known is None:
+            return "its owner's licence holds; this page knows nothing of it"
+        return known.licence + known.base
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """`MODES`, without draft where no student has a decoder for it."""
+        return MODES if any(map(has_draft, self.students.values())) else DECODERS
+
+    def order(
+        self,
+        prompt: Any,
+        seed: Any = 0,
+        *,
+        student: Any = None,
+        width: Any = None,
+        height: Any = None,
+        decoders: Any = "exact",
+        lora: Any = "",
+        strength: Any = 1.0,
+    ) -> Order:
+        """What came from a browser or a client as an order; sizes are held against the student
+        when it is loaded, by `check_size`.
+
+        Raises:
+            TiueError: what is wrong, and what to give.
+        """
+        student = self.first if student in (None, "") else student
+        if student not in self.students:
+            raise TiueError(f"no student {_short(student)} here: {_listed(self.students)}")
+        if lora and lora not in self.loras:
+            raise TiueError(
+                f"no LoRA {_short(lora)} here: {_listed(self.loras) or 'there is none'}"
+            )
+        if not isinstance(prompt, str):
+            raise TiueError(f"the prompt is {_short(prompt)}: give a text")
+        if len(prompt) > PROMPT_LIMIT:
+            raise TiueError(f"the prompt has {len(prompt)} characters: give up to {PROMPT_LIMIT}")
+        if decoders not in MODES:
+            raise TiueError(f"decoders is {_short(decoders)}: give {' or '.join(MODES)}")
+        prompt = " ".join(prompt.encode("utf-8", "replace").decode().split())
+        return Order(
+            student=student,
+            prompt=prompt,
+            seed=_whole("seed", seed, 0, SEED_LIMIT),
+            width=None if not width else _whole("width", width, 1, 1 << 16),
+            height=None if not height else _whole("height", height, 1, 1 << 16),
+            decoders="fast" if decoders == "draft" else decoders,
+            draft=decoders == "draft",
+            lora=lora or "",
+            strength=_number("the LoRA's strength", strength, STRENGTH_LIMIT),
+        )
+
+    def lora_of(self, order: Order) -> tuple[tuple[Lora, str], ...]:
+        """The order's LoRA, if it has one, and the file's SHA-256."""
+        if not order.lora:
+            return ()
+        lora = Lora(self.loras[order.lora], order.strength)
+        try:
+            stat = lora.path.stat()
+        except OSError:
+            raise TiueError(f"the LoRA {order.lora} is gone: choose another") from None
+        return ((lora, _digest(lora.path, stat.st_mtime_ns, stat.st_size)),)
+
+
+def size_of(source: Source) -> tuple[int, int, int]:
+    """A student's own width and height in px, and px per latent, from its configs: it need not be
+    loaded. Of a single file nothing is known beforehand; 512 px then."""
+    try:
+        unet, vae = (
+            json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            for folder in (source.unet or source.path / "unet", source.path / "vae")
+        )
+        own, factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
+        height, width = own if isinstance(own, list) else (own, own)
+        return int(width * factor), int(height * factor), factor
+    except (OSError, ValueError, KeyError, TypeError):
+        return 512, 512, 8
+
+
+def decoders_of(source: Source) -> int:
+    """K of a student, from its index; the paper's 4 where it says nothing."""
+    try:
+        index = json.loads((source.path / "model_index.json").read_text(encoding="utf-8"))
+        times, steps = source.timesteps or index.get("timesteps"), index.get("steps")
+        return len(times) if times else int(steps or 4)
+    except (OSError, ValueError, TypeError):
+        return 4
+
+
+def has_draft(source: Source) -> bool:
+    """Whether a draft decoder for this student is on this machine."""
+    if (source.path / draft.FOLDER).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
+        fits = math.isclose(config.get("scaling_factor", draft.SCALING), draft.SCALING)
+        return fits and isinstance(try_to_load_from_cache(draft.HUB_ID, "config.json"), str)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def check_size(order: Order, own: tuple[int, int], factor: int, limits: Limits) -> Order:
+    """The order with its size filled in.
+
+    Args:
+        own: the student's width and height, in px.
+        factor: px per latent.
+
+    Raises:
+        TiueError: a side that the student cannot paint, or that this server does not.
+    """
+    sides: dict[str, Any] = {}
+    for name, given, side in zip(
+        ("width", "height"), (order.width, order.height), own, strict=True
+    ):
+        pixels, most = given or side, side * limits.enlarge
+        if pixels % factor or not factor <= pixels <= most:
+            raise TiueError(f"{name} is {pixels}: give a multiple of {factor} up to {most}")
+        sides[name] = pixels
+    return replace(order, **sides)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed: int, size: int) -> str:
+    return file_hash(path)  # once per version of the file, not once per picture
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    number = value
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdecimal():
+        number = int(value[:40])
+    if isinstance(value, float) and value.is_integer():
+        number = int(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+        raise TiueError(f"{name} is {_short(value)}: give a whole number from {low} to {high}")
+    return number
+
+
+def _number(name: str, value: Any, limit: float) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or abs(value) > limit:
+        raise TiueError(f"{name} is {_short(value)}: give a number from -{limit:g} to {limit:g}")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ("choose " + " or ".join(names[:8])) if names else ""
+
+
+def offered(names: Sequence[str], accept_license: Any = False) -> list[Source]:
+    """Students by name; without names all that are here, the built-in one first."""
+    from ..students import resolve as students
+
+    if names:
+        return [students.find(name, accept_license=accept_license) for name in names]
+    return [students.find(row["name"]) for row in students.overview() if row["here"]]

@@ -1,0 +1,241 @@
+"""`tiue batch LIST --out DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..batch.terminal import TOLD, Session, clock
+from .options import (
+    AcceptLicense,
+    Base,
+    Debug,
+    Device,
+    Dtype,
+    Json,
+    Steps,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(batch)
+
+
+def batch(
+    prompts: Annotated[Path, typer.Argument(metavar="LIST", help=".txt, .csv, .jsonl or .yaml.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(
+        "out"
+    ),
+    student: Annotated[
+        str, typer.Option(help="Name, folder, .safetensors file or hub id.")
+    ] = "stickers",
+    names: Annotated[
+        str, typer.Option(metavar="TEMPLATE", help="Names of files; / makes folders.")
+    ] = "{index}_{slug}_{seed}",
+    image_format: Annotated[
+        str, typer.Option("--format", help="png, jpeg or webp.", metavar="FORMAT")
+    ] = "png",
+    seed: Annotated[
+        int | None,
+        typer.Option(show_default="each row's own", help="Of rows that have no seed."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Pictures of rows that have no count.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Pictures per pass.")] = 8,
+    decoders: Annotated[str, typer.Option(help="exact or fast, where a row does not say.")] = (
+        "exact"
+    ),
+    steps: Steps = None,
+    combinations: Annotated[
+        bool, typer.Option("--combinations", help="Make every combination of {a|b} and __file__.")
+    ] = False,
+    most: Annotated[
+        int, typer.Option("--max-combinations", help="More of one row are refused.")
+    ] = 100_000,
+    wildcards: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of __file__ wildcards.")
+    ] = None,
+    loras: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder where LoRAs are found by name.")
+    ] = None,
+    read_as: Annotated[
+        str | None, typer.Option(help="txt, csv, jsonl or yaml, whatever the file is called.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(show_default="UTF-8", help="Of the list, such as cp1252.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Make nothing if any row is bad.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be made, and how long it takes.")
+    ] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="In the pictures.")
+    ] = True,
+    sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Contact sheets.")] = True,
+    index: Annotated[bool, typer.Option("--index/--no-index", help="index.html.")] = True,
+    engine: Annotated[str, typer.Option(help="local, or ray for many machines.")] = "local",
+    actors: Annotated[
+        int | None, typer.Option(show_default="one per GPU", help="With --engine ray.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster, such as auto.")
+    ] = None,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    accept_license: AcceptLicense = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Paint a list of prompts into a folder; run again, it goes on where it stopped.
+
+    Example: tiue batch prompts.csv --out out
+
+    Example: tiue batch prompts.csv --dry-run
+    """
+    from ..batch.formats import SUFFIXES
+    from ..batch.lists import KINDS
+    from ..batch.processes import share
+    from ..core.arguments import DECODERS
+    from ..io.files import check_writable
+    from .console import ask_license, progress
+
+    image_format = {"jpg": "jpeg"}.get(image_format.lower(), image_format.lower())
+    _one_of("--format", image_format, SUFFIXES)
+    _one_of("--decoders", decoders, DECODERS)
+    _one_of("--engine", engine, ("local", "ray"))
+    if read_as is not None:
+        _one_of("--read-as", read_as, KINDS)
+    for option, value in (("--count", count), ("--batch-size", batch_size), ("--actors", actors)):
+        if value is not None and value < 1:
+            raise typer.BadParameter(f"{value}: give 1 or more", param_hint=option)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"{seed}: give a number from 0", param_hint="--seed")
+    # Whatever can be wrong is looked at before torch is imported, which takes seconds.
+    from ..batch.lists import read_list
+
+    read_list(prompts, kind=read_as, encoding=encoding)
+    from ..students import resolve as library
+
+    source = library.find(student, accept_license=ask_license(accept_license))
+    if not dry_run:
+        check_writable(out)
+    from ..batch.studio import Plan, Studio
+
+    plan = Plan(
+        prompts,
+        kind=read_as,
+        encoding=encoding,
+        names=names,
+        seed=seed,
+        count=count,
+        combinations=combinations,
+        wildcards=wildcards,
+        limit=most,
+        loras=loras,
+        decoders=decoders,
+        batch_size=batch_size,
+    )
+    ours = share(device)
+    with progress("loading", None):
+        studio = Studio.open(
+            source, device=_here(engine, ours.device), dtype=dtype, steps=steps, base=base
+        )
+    if dry_run:
+        return _dry_run(plan, studio, out, json)
+    if strict:
+        _refuse_bad_rows(plan, studio)
+    options: dict[str, Any] = {
+        "kind": image_format,
+        "metadata": metadata,
+        "retry_failed": retry_failed,
+        "mine": ours.mine,
+        "together": ours.together,
+    }
+    if engine == "ray":
+        from ..batch.rays import Order, ray_engine
+        from .console import say
+
+        shared = studio.settings  # the precision too: it is part of what a picture is
+        order = Order(str(student), shared.student_hash, device, shared.dtype, steps, base)
+        options["engine"] = ray_engine(
+            order,
+            actors=actors,
+            address=ray_address,
+            kind=image_format,
+            metadata=metadata,
+            report=say,
+        )
+    Session(plan, studio, out, ours, json).go(options, sheet, index)
+
+
+def _one_of(option: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise typer.BadParameter(f"'{value}': give {', '.join(allowed)}", param_hint=option)
+
+
+def _here(engine: str, device: str | None) -> str | None:
+    return "cpu" if engine == "ray" else device  # a driver paints nothing
+
+
+def _refuse_bad_rows(plan: Any, studio: Any) -> None:
+    from .console import Failed, say
+
+    bad = plan.bad_rows(studio.settings)
+    for row in bad[:TOLD]:
+        say(str(row))
+    if bad:
+        raise Failed(
+            f"{len(bad)} bad rows, nothing was made: mend them, or leave --strict out",
+            {"bad_rows": [vars(row) for row in bad]},
+        )
+
+
+def _dry_run(plan: Any, studio: Any, out: Path, as_json: bool) -> None:
+    """What would be made: counted, the first ones by name, and the time it takes."""
+    from ..batch.jobs import Job
+    from ..batch.manifest import Manifest, State
+    from .console import Failed, emit, say
+
+    manifest = Manifest(out, plan.fingerprint())
+    counts = {"to_make": 0, "there": 0, "again": 0, "bad_rows": 0}
+    first: list[dict[str, Any]] = []
+    bad: list[Any] = []
+    for job in plan.jobs(studio.settings):
+        if not isinstance(job, Job):
+            counts["bad_rows"] += 1
+            if len(bad) < TOLD:
+                bad.append(job)
+            continue
+        state = manifest.state(job.id)
+        manifest.mark(job.id, State.SEEN)
+        name = "again" if state & State.SEEN else "there" if state & State.MADE else "to_make"
+        counts[name] += 1
+        if name == "to_make" and len(first) < 5:
+            first.append({"file": job.file, "prompt": job.prompt, "seed": job.seed})
+    each = studio.seconds_per_picture(plan) if counts["to_make"] else None
+    seconds = each * counts["to_make"] if each else 0.0
+    for row in bad:
+        say(str(row))
+    if as_json:
+        rows = [vars(row) for row in bad]
+        result = {**counts, "seconds": round(seconds, 1), "first": first, "rows": rows}
+        if not counts["bad_rows"]:
+            return emit(result)
+        raise Failed(f"{counts['bad_rows']} bad rows", result)
+    print(
+        f"{counts['to_make']} pictures to make, {counts['there']} there, "
+        f"{counts['again']} twice in the list, {counts['bad_rows']} bad rows"
+    )
+    if each:
+        print(f"about {clock(seconds)} at {1 / each:.2f} images/s on {studio.painter.device}")
+    for one in first:
+        print(f"  {one['file']}  {one['prompt']}")
+    if counts["bad_rows"]:
+        raise Failed(f"{counts['bad_rows']} bad rows: mend them, or they are left out", {})

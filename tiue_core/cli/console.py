@@ -1,0 +1,143 @@
+"""Manners on the terminal, shared by all commands.
+
+Results go to stdout (with --json: one document and nothing else), everything else to stderr.
+An error is one line and an exit status: 1 when something failed, 2 when the command was not
+understood. `--debug` anywhere on the line shows the traceback instead.
+"""
+
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import typer
+
+from ..errors import TiueError
+
+
+class Failed(TiueError):
+    """An error after part of the work was done: `result` says what exists, for --json."""
+
+    def __init__(self, message: str, result: dict[str, Any], status: int = 1) -> None:
+        super().__init__(message)
+        self.result, self.status = result, status
+
+
+def run(app: typer.Typer, arguments: list[str]) -> int:
+    """Run a typer app as described above; return the exit status."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug, machine = "--debug" in own, "--json" in own
+    arguments = [word for word in own if word != "--debug"] + arguments[len(own) :]
+
+    def fail(message: str, status: int, result: dict[str, Any] | None = None) -> int:
+        if debug:
+            traceback.print_exc()
+        if machine:
+            emit({**(result or {}), "error": message})
+        say(f"error: {message}")
+        return status
+
+    try:
+        with clean_warnings(debug):
+            status = app(args=arguments, standalone_mode=False, prog_name="tiue")
+        if status == 130:  # how typer reports Ctrl-C
+            return fail("stopped", 130)
+        return status if isinstance(status, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.Abort:
+        return fail("stopped", 130)
+    except TiueError as error:
+        return fail(str(error), getattr(error, "status", 1), getattr(error, "result", None))
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's usage errors, whichever click it stands on
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "tiue"
+            message = one_line(error.format_message()).rstrip(".")
+            return fail(f"{message}: see `{command} --help`", 2)
+        text = f"{type(error).__name__}: {one_line(str(error))}"
+        return fail(f"unexpected {text}: run again with --debug and report it", 1)
+
+
+def say(message: str) -> None:
+    """One line to stderr."""
+    print(one_line(message), file=sys.stderr, flush=True)
+
+
+def emit(document: Any) -> None:
+    """The JSON document to stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line and without control characters."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+
+
+@contextmanager
+def clean_warnings(debug: bool = False) -> Iterator[None]:
+    """Show each UserWarning once, as one line; keep the libraries' chatter for --debug."""
+    said: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = one_line(str(message))
+        if text not in said and (debug or category is UserWarning):
+            said.add(text)
+            say(f"warning: {text}")
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def quiet_libraries() -> None:
+    """No log lines and progress bars of diffusers and transformers: ours say what matters."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr (none where that is not a terminal); yields `advance(by)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+    if total is not None:
+        columns.insert(2, MofNCompleteColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda by: bar.advance(task, by)
+
+
+def ask_license(accepted: bool) -> bool | Callable[[str], bool]:
+    """How `--accept-license` and the terminal answer for a licence; see `students.find`."""
+
+    def ask(terms: str) -> bool:
+        say(f"licence of {terms}")
+        return accepted or typer.confirm("Accept it and download?", default=False, err=True)
+
+    return ask if accepted or (sys.stdin.isatty() and sys.stderr.isatty()) else False

@@ -1,0 +1,45 @@
+"""``tiue distill RECIPE.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def distill(
+        recipe: Annotated[Path, typer.Argument(help="The recipe: one stage of training, YAML.")],
+        json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ) -> None:
+        """Train what a recipe describes; run again, it goes on from its last checkpoint.
+
+        Example: tiue distill tiue_core/stickers/recipes/5-student.yaml
+        """
+        import logging
+        import sys
+
+        from ..train.recipe import load_recipe
+        from ..train.run import run
+        from .console import emit, progress, say
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("tiue").setLevel(logging.INFO)
+        checked = load_recipe(recipe)
+        with progress(recipe.stem, checked.steps) as advance:
+            seen = 0
+
+            def report(done: int, total: int, values: dict[str, float]) -> None:
+                nonlocal seen
+                advance(done - seen)
+                seen = done
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+                say(f"{done}/{total}  {figures}")
+
+            result = run(checked, report, say)
+        if json_output:
+            emit({"result": str(result)})
+        else:
+            print(f"Written: {result}")

@@ -1,0 +1,224 @@
+"""``tiue export``, and ``tiue generate`` where it is given a graph."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.arguments import DECODERS, SEEDS
+from ..errors import TiueError
+from .console import (
+    Failed,
+    ask_license,
+    emit,
+    progress,
+    quiet_libraries,
+)
+from .options import (
+    AcceptLicense,
+    Base,
+    Json,
+    Side,
+    Steps,
+)
+
+BATCH = 4  # pictures per pass
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export")(export)
+
+
+def export(
+    student: Annotated[str, typer.Argument(help="Name, folder, .safetensors file or hub id.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The graph.")],
+    to: Annotated[str, typer.Option(metavar="onnx|pt2")] = "onnx",
+    decoders: Annotated[str, typer.Option(metavar="exact|fast")] = "exact",
+    steps: Steps = None,
+    width: Side = None,
+    height: Side = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Let the graph take other sizes as well.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or float16, what the graph computes in.")
+    ] = "float32",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="Fused in; may be given many times."),
+    ] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Coarser and sooner: TAESD.")] = False,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Text encoder, encoder, decoder, VAE: a graph each.")
+    ] = False,
+    base: Base = None,
+    accept_license: AcceptLicense = False,
+    json: Json = False,
+) -> None:
+    """Write a student as one graph that runs without PyTorch, in a browser too.
+
+    Example: tiue export stickers --to onnx --out stickers.onnx
+    """
+    started = time.monotonic()
+    for name, value, choices in (
+        ("--to", to, ("onnx", "pt2")),
+        ("--decoders", decoders, DECODERS),
+        ("--dtype", dtype, ("float32", "float16")),
+    ):
+        if value not in choices:
+            raise typer.BadParameter(f"{value}: give {' or '.join(choices)}", param_hint=name)
+    if out.suffix != f".{to}":
+        raise typer.BadParameter(f"{out}: let it end in .{to}", param_hint="--out")
+    files = make(
+        student,
+        out,
+        dtype=dtype,
+        lora=lora or [],
+        base=base,
+        accept_license=accept_license,
+        to=to,
+        decoders=decoders,
+        steps=steps,
+        width=width,
+        height=height,
+        dynamic_size=dynamic_size,
+        parts=parts,
+        draft=draft,
+    )
+    if json:
+        emit(
+            {
+                "files": [{"path": str(file), "bytes": file.stat().st_size} for file in files],
+                "student": student,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+        )
+    else:
+        for file in files:
+            print(file)
+
+
+def make(
+    student: str,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    lora: Sequence[str] = (),
+    base: str | None = None,
+    accept_license: bool = False,
+    **options: Any,
+) -> list[Path]:
+    """Find and load a student, fuse LoRAs into it, and write its graph; see ``write.export``."""
+    from ..students.lora import Lora
+    from ..students.resolve import find
+
+    loras = [Lora.parse(text) for text in lora]
+    source = find(student, accept_license=ask_license(accept_license))
+    from ..export import write
+
+    quiet_libraries()
+    with progress("exporting", 8 if options.get("parts") else 2) as advance:
+        pipe = _load(source, dtype, base, loras)
+        if options.get("draft"):
+            pipe.load_draft(accept_license=accept_license)
+        record = {
+            "student": source.name,
+            "student_revision": source.revision,
+            "student_hash": source.content_hash(),
+            "licence": _licence(source),
+            "loras": [each.record() for each in loras],
+        }
+        try:
+            return write.export(pipe, out, record=record, advance=advance, **options)
+        except ValueError as error:  # the pipeline's are one line each
+            raise TiueError(str(error)) from error
+
+
+def _load(source: Any, dtype: str, base: str | None, loras: list[Any]) -> Any:
+    from ..students.lora import load_loras
+    from ..students.resolve import load
+
+    pipe = load(source, device="cpu", dtype=dtype, base=base)
+    pipe.set_progress_bar_config(disable=True)
+    if loras:
+        load_loras(pipe, loras)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    return pipe
+
+
+def _licence(source: Any) -> str:
+    from ..students.resolve import REGISTRY
+
+    known = REGISTRY.get(source.name)
+    return known.licence + known.base if known else "as the student's own folder says"
+
+
+def paint(
+    graph: Path,
+    prompts: list[str],
+    *,
+    seed: int | None,
+    count: int,
+    width: int | None,
+    height: int | None,
+    out: Path,
+    origin: Path | None,
+    device: str | None,
+    json: bool,
+    version: str,
+) -> None:
+    """What ``tiue generate --graph`` does, without torch."""
+    started = time.monotonic()
+    from ..export.metadata import RECORD, check_size
+    from ..export.runtime import Graph
+    from ..io.files import check_writable
+    from ..io.images import read_metadata, save_image
+
+    remembered: dict[str, Any] = {} if origin is None else read_metadata(origin)
+    prompts = [" ".join(prompt.split()) for prompt in prompts or [remembered["prompt"]]]
+    seed = remembered.get("seed", 0) if seed is None else seed
+    width, height = width or remembered.get("width"), height or remembered.get("height")
+    if not 0 <= seed <= SEEDS - count:
+        raise TiueError(f"seed is {seed}: give a whole number from 0 to {SEEDS - count}")
+    painter = Graph(graph, device)
+    check_size(painter.about, width, height)
+    check_writable(out)
+    made_with = remembered.get("student_hash")
+    if made_with not in (None, painter.about.get("student_hash")):
+        warnings.warn("that picture was made with other weights, so it may differ", stacklevel=2)
+    record = {name: painter.about.get(name) for name in RECORD}
+    record |= {"draft": True} if painter.about.get("draft") else {}
+    record |= {"dtype": painter.about["dtype"], "device": painter.device, "version": version}
+    record |= {"graph": graph.name, "onnxruntime": painter.version}
+
+    jobs = [(prompt, seed + i) for prompt in prompts for i in range(count)]
+    images: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "images": images,
+        "student": {"name": record["student"], "revision": record["student_revision"]},
+    }
+    try:
+        with progress("painting", len(jobs)) as advance:
+            for start in range(0, len(jobs), BATCH):
+                batch = jobs[start : start + BATCH]
+                made = painter([p for p, _ in batch], [s for _, s in batch], width, height)
+                for image, (prompt, own) in zip(made, batch, strict=True):
+                    size = {"width": image.width, "height": image.height}
+                    entry = {"prompt": prompt, "seed": own, **size}
+                    path = save_image(image, out, {**record, **entry})
+                    images.append({"path": str(path), **entry})
+                    advance(1)
+    except TiueError as error:
+        raise Failed(str(error), result) from error
+    result["seconds"] = round(time.monotonic() - started, 3)
+    if json:
+        emit(result)
+    else:
+        for each in images:
+            print(each["path"])

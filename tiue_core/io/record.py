@@ -1,0 +1,45 @@
+"""What the metadata of a picture says of its making: enough to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+
+
+def record(
+    pipe: Any,
+    source: Any,
+    student_hash: str,
+    *,
+    steps: int | None = None,
+    decoders: str = "exact",
+    draft: bool = False,
+    loras: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The part that all pictures of one order share; prompt, seed and size come on top.
+
+    Args:
+        source: a `students.Source`; `student_hash` is its `content_hash()`.
+        steps: K as asked for; None, the student's own.
+        loras: each one's `adapters.Lora.record()`.
+    """
+    import diffusers
+    import torch
+
+    return {
+        "student": source.name,
+        "student_revision": source.revision,
+        "student_hash": student_hash,
+        "steps": steps,
+        "decoders": decoders,
+        **({"draft": True} if draft else {}),
+        "timesteps": pipe.schedule(steps, decoders).timesteps.tolist(),
+        "loras": list(loras),
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "device": pipe.device.type,
+        "version": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }

@@ -1,0 +1,1 @@
+"""Diffusers pipelines around the method: text, VAE, memory, and SDXL's layout."""

@@ -1,0 +1,387 @@
+"""Text to image in one pass: ``TiuePipeline``, a diffusers pipeline around three calls.
+
+    features    = unet.encode(noise, timesteps[0], prompt)      the encoder, once
+    predictions = unet.decode(features, timesteps, prompt)      K decoders, as one batch
+    latents     = schedule.combine(noise, predictions)          Eq. 11, no loop
+
+It loads, saves, moves, offloads and takes LoRAs like ``StableDiffusionPipeline``, and reads the
+same folders. An image depends on its prompt, its seed, its size and K, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..core.arguments import (
+    latent_side,
+    one_of,
+    seeds_of,
+    texts_of,
+    whole,
+)
+from ..core.schedule import STEPS, OneWaySchedule
+from ..core.unet import SplitUNet
+from ..optimize.optimize import Optimizable
+from ..students.folder import models_of, reading
+from .memory import in_batches
+from .text_cache import Embeddings
+
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+
+
+@dataclass
+class TiueOutput(BaseOutput):
+    """Images in order: all of the first prompt, then all of the second, ..."""
+
+    images: Any  # list of PIL images; "pt": (N, 3, H, W) and "np": (N, H, W, 3) in [0, 1]; latents
+    seeds: list[int]  # one per image; empty if the caller brought the noise
+
+
+def draw_noise(seeds: Iterable[int], shape: Sequence[int]) -> Tensor:
+    """N(0, 1) noise, (len(seeds), *shape) float32 on the CPU, each row from its own seed alone.
+
+    Drawn on the CPU whatever the device, so that a seed means the same image everywhere.
+    """
+    rows = [torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.cat(rows)
+
+
+class TiuePipeline(
+    Optimizable,
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    TextualInversionLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
+):
+    """A one-pass text-to-image student.
+
+    Args:
+        scheduler: any scheduler whose config ``OneWaySchedule`` understands; it is never stepped.
+        steps, timesteps: K, or the very timesteps, that the student was trained for; saved with
+            it. A one-step student is ``timesteps=[999]``.
+        safety_checker, feature_extractor, image_encoder, requires_safety_checker: named by Stable
+            Diffusion's folders; neither loaded nor used.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
+    added_conditions: str | None = None  #: what the UNet wants beside the prompt
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        steps: int = STEPS,
+        timesteps: list[int] | None = None,
+        safety_checker: object = None,
+        feature_extractor: object = None,
+        image_encoder: object = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_unet(unet, self.added_conditions)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        self.register_to_config(
+            steps=steps if timesteps is None else len(timesteps), timesteps=timesteps
+        )
+        levels = 4 if vae is None else len(self.vae.config.block_out_channels)
+        self.vae_scale_factor = 2 ** (levels - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._embeddings = Embeddings()
+        self.draft_vae: Any = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a student: "stickers", a diffusers folder, a .safetensors file or a hub id.
+
+        Takes what diffusers' ``from_pretrained`` takes; only safetensors are read. A first
+        download needs ``accept_license=True``.
+        """
+        from ..students import (
+            resolve as students,  # the one arrow that points back: a name must be found first
+        )
+
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            wanted = {k: kwargs.pop(k) for k in ("revision", "accept_license") if k in kwargs}
+            source = students.find(pretrained_model_name_or_path, **wanted)
+            folder = source.path
+            kwargs = {**source.options(dtype), **kwargs}
+            if folder.is_file():
+                from ..students.single_file import load_single_file
+
+                return load_single_file(folder, kwargs.get("base"), dtype)
+        # float32 unless asked; transformers alone would keep the half precision of a file.
+        options = reading(folder, None if dtype else torch.float32)
+        kind = cls
+        if cls.added_conditions is None and "text_encoder_2" in models_of(folder):
+            from .sdxl import TiueXLPipeline as kind  # SDXL's layout
+        return super(TiuePipeline, kind).from_pretrained(str(folder), **{**options, **kwargs})
+
+    def schedule(self, steps: int | None = None, decoders: str = "exact") -> OneWaySchedule:
+        """The student's own schedule, or the one of K = ``steps``."""
+        timesteps = self.config["timesteps"] if steps is None else None
+        steps = self.config["steps"] if steps is None else steps
+        return OneWaySchedule.from_config(
+            self.scheduler, steps=steps, timesteps=timesteps, decoders=decoders
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        count: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        decoders: str = "exact",
+        guidance_scale: float = 1.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        latents: Tensor | None = None,
+        batch_size: int = 8,
+        chunk: int | None = None,
+        draft: bool = False,
+        output_type: str = "pil",
+        callback: Callable[[int, int], Any] | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Make ``count`` images of every prompt.
+
+        Args:
+            prompt: one or several; whitespace is collapsed, an empty prompt is allowed.
+            seed: the images get seed, seed + 1, ...; a list gives one each; None draws one.
+            width, height: in pixels, multiples of the VAE's factor; the student's own by default.
+            steps: K; the student's own by default.
+            decoders: "exact", all K; "fast", without those that carry less than 1 % of the weight
+                (``OneWaySchedule.fast``): three for the four of Stable Diffusion's students.
+            guidance_scale: classifier-free guidance against ``negative_prompt``; 1 is without, as
+                students are trained.
+            prompt_embeds: (P, N, D) instead of ``prompt``.
+            latents: (images, C, height / factor, width / factor), the noise, instead of ``seed``.
+            batch_size: images at a time.
+            chunk: timesteps per decoder call (all by default). Both are halved where memory runs
+                out.
+            draft: decode with the tiny decoder of ``load_draft``: coarser, in far less time.
+            output_type: "pil", "pt", "np" or "latent" (the z_0 of Eq. 11).
+            callback: called with (images done, images in all) after every batch.
+
+        Returns:
+            ``TiueOutput``, or (images, seeds) without ``return_dict``.
+
+        Raises:
+            ValueError: what is wrong with an argument, and what to give, in one line.
+        """
+        one_of("output_type", output_type, OUTPUT_TYPES)
+        count = whole("count", count, 1)
+        batch_size = whole("batch_size", batch_size, 1)
+        chunk = None if chunk is None else whole("chunk", chunk, 1)
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
+            raise ValueError(f"guidance_scale is {guidance_scale!r}: give a number, 1 is without")
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("give either prompt or prompt_embeds")
+        if prompt_embeds is not None and prompt_embeds.ndim != 3:
+            shape = tuple(prompt_embeds.shape)
+            raise ValueError(f"prompt_embeds have shape {shape}: give (prompts, tokens, width)")
+        schedule = self.schedule(steps, decoders)
+        texts = None if prompt is None else texts_of("prompt", prompt)
+        prompts = len(prompt_embeds) if texts is None else len(texts)  # type: ignore[arg-type]
+        total = prompts * count
+        shape = self._latent_shape(width, height, latents, total)
+        seeds = seeds_of(seed, total) if latents is None else []
+        if draft and self.draft_vae is None:
+            self.load_draft()
+        if latents is not None and seed is not None:
+            raise ValueError("seed and latents both give the noise: leave one of them out")
+        guided = guidance_scale != 1
+        negative = texts_of("negative_prompt", negative_prompt or "")
+        if len(negative) not in (1, prompts):
+            raise ValueError(f"{len(negative)} negative prompts for {prompts} prompts: give one")
+
+        device = self._execution_device
+        try:
+            if texts is not None:
+                prompt_embeds = self.encode_prompt(texts, batch_size)
+            assert prompt_embeds is not None
+            against = self.encode_prompt(negative, batch_size) if guided else None
+            if against is not None:
+                against = against.expand(prompts, -1, -1)
+
+            def paint(images: range, chunk: int) -> Any:
+                rows = [image // count for image in images]
+                noise = (
+                    draw_noise(seeds[images.start : images.stop], shape)
+                    if latents is None
+                    else latents[images.start : images.stop]
+                ).to(device)
+                context = prompt_embeds[rows].to(device)
+                if against is None:
+                    z = self._one_way(noise, context, schedule, chunk)
+                else:
+                    # z_0 is linear in the predictions, so guiding it is guiding each of them.
+                    both = torch.cat([against[rows].to(device), context])
+                    z = self._one_way(torch.cat([noise, noise]), both, schedule, chunk)
+                    without, with_prompt = z.chunk(2)
+                    z = without + guidance_scale * (with_prompt - without)
+                return self._decode_latents(z, output_type, draft)
+
+            batches = []
+            for images, batch in in_batches(total, batch_size, chunk or len(schedule), paint):
+                batches.append(batch)
+                if callback is not None:
+                    callback(images.stop, total)
+        finally:
+            self.maybe_free_model_hooks()
+
+        out = _joined(batches)
+        return TiueOutput(images=out, seeds=seeds) if return_dict else (out, seeds)
+
+    def _one_way(
+        self, noise: Tensor, prompt_embeds: Tensor, schedule: OneWaySchedule, chunk: int | None
+    ) -> Tensor:
+        """Noise (B, C, h, w) and prompts (B, N, D) to z_0 (B, C, h, w): the whole method."""
+        unet, timesteps, weights = self.split_unet, schedule.timesteps, schedule.weights
+        features = unet.encode(noise, timesteps[0], prompt_embeds)
+        predictions = unet.decode(features, timesteps, prompt_embeds, chunk=chunk, weights=weights)
+        latents = schedule.combine(noise, predictions)  # which come summed already
+        return latents
+
+    def encode_prompt(self, prompts: Sequence[str], batch_size: int = 8) -> Tensor:
+        """Texts to (len(prompts), N, D), warning of words that the text encoder cannot take."""
+        limit = min(
+            self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
+        )
+        # We name the words that do not fit; the tokenizer's own remark would only confuse.
+        remark = "sequence-length-is-longer-than-the-specified-maximum"
+        self.tokenizer.deprecation_warnings[remark] = True
+        texts = [self.maybe_convert_prompt(text, self.tokenizer) for text in prompts]
+        for text in dict.fromkeys(texts):
+            self._warn_of_dropped_words(text, limit)
+
+        def encode(texts: list[str]) -> Tensor:
+            return self._encode_texts(texts, limit, batch_size)
+
+        return self._embeddings(texts, encode, self.text_encoder, self._execution_device, limit)
+
+    def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
+        embeds = []
+        for first in range(0, len(texts), batch_size):
+            tokens = self.tokenizer(
+                texts[first : first + batch_size],
+                padding="max_length",
+                max_length=limit,
+                truncation=True,
+                return_tensors="pt",
+            ).to(self._execution_device)
+            masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+            mask = tokens.attention_mask if masked else None
+            embeds.append(self.text_encoder(tokens.input_ids, attention_mask=mask)[0])
+        return torch.cat(embeds)
+
+    def _warn_of_dropped_words(self, text: str, limit: int) -> None:
+        words = text.split()
+
+        def length(kept: int) -> int:
+            tokens = self.tokenizer.tokenize(" ".join(words[:kept]))
+            return len(tokens) + self.tokenizer.num_special_tokens_to_add()
+
+        if length(len(words)) > limit:
+            kept = bisect_right(range(len(words) + 1), limit, key=length) - 1
+            warnings.warn(
+                f"the prompt is longer than the text encoder's {limit} tokens, "
+                f"these words are dropped: {' '.join(words[kept:])}",
+                stacklevel=5,  # the caller of __call__, past no_grad's wrapper
+            )
+
+    def _latent_shape(
+        self, width: int | None, height: int | None, latents: Tensor | None, total: int
+    ) -> tuple[int, int, int]:
+        """(C, h, w) of the latents."""
+        channels, factor = self.unet.config.in_channels, self.vae_scale_factor
+        own = self.unet.config.sample_size
+        sides = own if isinstance(own, list | tuple) else (own, own)
+        if latents is not None:
+            if latents.ndim != 4 or latents.shape[:2] != (total, channels):
+                raise ValueError(
+                    f"latents have shape {tuple(latents.shape)}: give noise of shape "
+                    f"({total}, {channels}, height / {factor}, width / {factor})"
+                )
+            sides = tuple(latents.shape[2:])
+        shape = [channels]
+        for name, given, side in zip(("height", "width"), (height, width), sides, strict=True):
+            pixels = side * factor if given is None else whole(name, given, 1)
+            shape.append(latent_side(name, pixels, factor))
+            if latents is not None and pixels != side * factor:
+                raise ValueError(f"{name} is {pixels} but the latents make {side * factor}")
+        return shape[0], shape[1], shape[2]
+
+    def load_draft(self, source: Any = None, accept_license: bool = False) -> None:
+        """Load the tiny decoder for ``draft=True``: the student's own, a folder, or a hub id."""
+        from .draft import load_draft_decoder
+
+        self.draft_vae = load_draft_decoder(self, source, accept_license)
+
+    def _decode_latents(self, latents: Tensor, output_type: str, draft: bool) -> Any:
+        """z_0 (B, C, h, w) to images of ``output_type``."""
+        if output_type == "latent":
+            return latents
+        vae = self.draft_vae if draft else self.vae
+        config = vae.config
+        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
+        images = self._decode_images(vae, z.to(vae.dtype))
+        return self.image_processor.postprocess(images, output_type=output_type)
+
+
+def _check_unet(unet: Any, added: str | None = None) -> None:
+    """Refuse what cannot start from noise and a prompt alone, or wants other conditions."""
+    if unet is None:
+        return
+    config = unet.config
+    if config.in_channels != config.out_channels:
+        raise ValueError(
+            f"this UNet takes {config.in_channels} channels and gives {config.out_channels}: "
+            "inpainting and editing models are not students, give a text-to-image one"
+        )
+    if config.addition_embed_type != added:
+        found = config.addition_embed_type or "none"
+        raise ValueError(
+            f"this UNet wants added conditions ({found}) that do not fit the text encoders: give "
+            "SDXL's with SDXL's two, Stable Diffusion 1's and 2's with one"
+        )
+    SplitUNet(unet)
+
+
+def _joined(batches: list[Any]) -> Any:
+    """Batches of images as one."""
+    if isinstance(batches[0], Tensor):
+        return torch.cat(batches)
+    if isinstance(batches[0], np.ndarray):
+        return np.concatenate(batches)
+    return [image for batch in batches for image in batch]

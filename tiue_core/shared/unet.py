@@ -1,0 +1,193 @@
+"""``ThriftyUNet``: a ``SplitUNet`` whose K decoders share what they have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.unet import Features, SplitUNet, woken
+from .decoder import PARTS, Decoder
+from .layers import NotUnderstoodError, probe, state_of
+from .measure import Times, not_worth_it, times
+
+
+class ThriftyUNet(SplitUNet):
+    """The same two halves, the same predictions; the decoder without repeated work.
+
+    Weights may change and LoRAs come and go between calls: what is derived from them (halves of
+    convolutions, 2x2 kernels, time embeddings) is then derived again. With gradients, with
+    conditions other than a prompt, or offloaded, the plain path runs, and says so once.
+
+    Args:
+        unet: a diffusers ``UNet2DConditionModel``.
+        parts: the savings to use; all of ``PARTS`` by default.
+        prepare: what is done to each new decoder, such as packing or compiling it.
+        run: what calls the two halves, as ``run(function, *tensors)``, such as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        parts: Collection[str] = PARTS,
+        prepare: Callable[[Decoder], None] | None = None,
+        run: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(unet)
+        self.parts, self.prepare = tuple(parts), prepare
+        self.run: Callable[..., Any] = run or _at_once
+        self.without: set[str] = set()
+        self._decoder: Decoder | None = None
+        self._made_of: tuple = ()
+        self._tables: dict[tuple, Any] = {}
+        self._said: set[str] = set()
+
+    def encode(
+        self, noise: Tensor, timestep: Tensor | int, prompt_embeds: Tensor, **conditions: Any
+    ) -> Features:
+        """As ``SplitUNet.encode``."""
+        one = not isinstance(timestep, Tensor) or timestep.ndim == 0
+        if not one or self._unfit(noise, prompt_embeds, conditions) is not None:
+            return super().encode(noise, timestep, prompt_embeds, **conditions)
+        with woken(self.unet, conditions):
+            try:
+                self.decoder()  # clears the tables if they are out of date
+            except NotUnderstoodError:
+                return super().encode(noise, timestep, prompt_embeds, **conditions)
+            h = noise.to(self.unet.dtype)
+            temb = self._embedding((int(timestep),), h).expand(len(h), -1)
+            mid, *skips = self.run(self._halfway, h, temb, prompt_embeds.to(h.dtype))
+        return Features(mid=mid, skips=tuple(skips), size=(noise.shape[-2], noise.shape[-1]))
+
+    def _halfway(self, h: Tensor, temb: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
+        mid, skips = self._down(h, temb, {"encoder_hidden_states": prompt_embeds}, [])
+        return [mid, *skips]
+
+    def decode(
+        self,
+        features: Features,
+        timesteps: Tensor | Sequence[int],
+        prompt_embeds: Tensor,
+        *,
+        chunk: int | None = None,
+        weights: Tensor | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """As ``SplitUNet.decode``."""
+        reason = self._unfit(features.mid, prompt_embeds, conditions)
+        if reason is None:
+            try:
+                with woken(self.unet, conditions):
+                    return self._thrifty(features, timesteps, prompt_embeds, chunk, weights)
+            except NotUnderstoodError as error:
+                reason = str(error)
+        self._say(f"{reason}: the decoders run without savings")
+        options: dict[str, Any] = {"chunk": chunk, "weights": weights, **conditions}
+        return super().decode(features, timesteps, prompt_embeds, **options)
+
+    def decoder(self) -> Decoder:
+        """The decoder, made anew where anything it was made of has changed.
+
+        Raises:
+            NotUnderstoodError: why it cannot be made.
+        """
+        if self._decoder is None or self._state(self._decoder) != self._made_of:
+            self._tables.clear()
+            self._decoder = None
+            decoder = Decoder(self.unet, self.parts, self.without, self._say)
+            if self.prepare is not None:
+                self.prepare(decoder)
+            self._decoder, self._made_of = decoder, self._state(decoder)
+        return self._decoder
+
+    def measure(
+        self, features: Features, timesteps: Sequence[int], prompt_embeds: Tensor, repeats: int = 3
+    ) -> Times:
+        """Run every part both ways, and from now on without the savings that do not pay.
+
+        Returns:
+            Seconds with and without its saving, for every part.
+        """
+        temb = self._embedding(tuple(timesteps), features.mid)
+        found = times(self.decoder(), features, temb, prompt_embeds, repeats)
+        self.without |= not_worth_it(found)
+        self._decoder = None
+        return found
+
+    def _state(self, decoder: Decoder) -> tuple:
+        watched = [*decoder.all_watched(), *self.unet.time_embedding.modules()]
+        weights = [x for module in watched for x in module._parameters.values() if x is not None]
+        return (*map(state_of, watched), probe(weights))
+
+    def _thrifty(
+        self,
+        features: Features,
+        timesteps: Tensor | Sequence[int],
+        prompt_embeds: Tensor,
+        chunk: int | None,
+        weights: Tensor | None,
+    ) -> Tensor:
+        decoder, K, mid = self.decoder(), len(timesteps), features.mid
+        chunk = K if chunk is None else chunk
+        steps = [int(t) for t in timesteps]
+        context = prompt_embeds.to(mid.dtype)
+        weights = None if weights is None else weights.to(mid.device)
+        done = []
+        for part in (slice(first, first + chunk) for first in range(0, K, chunk)):
+            table = self._table(decoder, tuple(steps[part]), mid)
+            some = None if weights is None else weights[part]
+            done.append(self.run(decoder.forward, mid, features.skips, table, context, some))
+        if len(done) == 1:
+            return done[0]
+        return torch.cat(done) if weights is None else torch.stack(done).sum(0)
+
+    def _embedding(self, timesteps: tuple[int, ...], like: Tensor) -> Tensor:
+        """(K, D), after the activation if the UNet has one."""
+        key = ("embedding", timesteps, like.dtype, like.device)
+        if key not in self._tables:
+            unet = self.unet
+            times = torch.tensor(timesteps, device=like.device)
+            temb = unet.time_embedding(unet.time_proj(times).to(like.dtype))
+            act = unet.time_embed_act
+            self._tables[key] = temb if act is None else act(temb)
+        return self._tables[key]
+
+    def _table(self, decoder: Decoder, timesteps: tuple[int, ...], like: Tensor) -> list[Tensor]:
+        key = ("table", timesteps, like.dtype, like.device)
+        if key not in self._tables:
+            self._tables[key] = decoder.table(self._embedding(timesteps, like))
+        return self._tables[key]
+
+    def _unfit(self, like: Tensor, prompt_embeds: Tensor, conditions: dict[str, Any]) -> str | None:
+        """Why this call cannot be saved upon. ``like`` has one row per image."""
+        attention = conditions.get("cross_attention_kwargs") or {}
+        given = [name for name, value in conditions.items() if value is not None]
+        given = [name for name in given if name != "cross_attention_kwargs"]
+        given += [name for name in attention if name != "scale"]
+        unet, config = self.unet, self.unet.config
+        embeds = ("class_embed_type", "addition_embed_type", "num_class_embeds")
+        if given:
+            return f"with {', '.join(given)}"
+        if torch.is_grad_enabled():
+            return "with gradients"
+        if prompt_embeds.ndim != 3 or len(prompt_embeds) != len(like):
+            return "with prompts of their own for each timestep"
+        if any(config.get(name) for name in (*embeds, "encoder_hid_dim_type")):
+            return "with added embeddings"
+        if any(getattr(block, "b1", None) for block in unet.up_blocks):
+            return "with FreeU"
+        if hasattr(unet, "_hf_hook") or getattr(unet, "_diffusers_hook", None):
+            return "offloaded"
+        return None
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            warnings.warn(text, stacklevel=2)
+
+
+def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)

@@ -1,0 +1,147 @@
+"""LoRA adapters: loaded through diffusers, but only where every key fits the student.
+
+diffusers takes what it recognises and leaves the rest with a log line at most: a LoRA for another
+model then changes nothing, in silence. Here each pair of matrices is held against the layer it is
+for before anything is loaded.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import TiueError
+from ..io.files import file_hash, read_header
+
+_MATRIX = re.compile(r"[._](lora_[AB]|(lora_linear_layer|lora)\.(down|up))\.weight$")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file and how strongly to apply it."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """`FILE` or `FILE:STRENGTH`, as on the command line; the header is checked.
+
+        Raises:
+            TiueError: no such file, not a safetensors file, or a strength that is not finite.
+        """
+        file, colon, strength = text.rpartition(":")
+        lora = cls(Path(text).expanduser())
+        if colon and not lora.path.exists() and _is_number(strength):
+            lora = cls(Path(file).expanduser(), float(strength))
+        if not math.isfinite(lora.strength):
+            raise TiueError(f"the strength of LoRA {file} is {strength}: give a number like 0.8")
+        if not read_header(lora.path):
+            raise TiueError(f"{lora.path} holds no tensors: use a LoRA file")
+        return lora
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def record(self) -> dict[str, Any]:
+        """What an image's metadata keeps of it: name, strength, SHA-256."""
+        return {"name": self.name, "strength": self.strength, "hash": file_hash(self.path)}
+
+
+def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
+    """Load LoRAs (kohya's or diffusers' naming) into a pipeline and set their strengths.
+
+    Raises:
+        TiueError: a file is not a LoRA, or is one for another model.
+    """
+    if not loras:
+        return
+    names = []
+    for index, lora in enumerate(loras):
+        read_header(lora.path)
+        _check_fit(pipe, lora.path)
+        # peft uses adapter names as module names, where a dot would be a level
+        names.append(f"{index}_{re.sub(r'[^0-9A-Za-z_]', '_', lora.name)}")
+        try:
+            with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
+                warnings.filterwarnings("ignore", module="peft")
+                pipe.load_lora_weights(
+                    str(lora.path.parent),
+                    weight_name=lora.path.name,
+                    adapter_name=names[-1],
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise TiueError(f"{_not_ours(lora.path)} ({_first_line(error)})") from error
+    pipe.set_adapters(names, [lora.strength for lora in loras])
+
+
+def _check_fit(pipe: Any, path: Path) -> None:
+    for key, shape in _pairs(pipe, path):
+        component, _, layer = key.partition(".")
+        model = getattr(pipe, component, None)
+        if component == "text_encoder" and not hasattr(model, "text_model"):
+            layer = layer.removeprefix("text_model.")  # flattened in transformers 5
+        module = dict(model.named_modules()).get(layer) if model is not None else None
+        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        if weight is None:
+            raise TiueError(f"{_not_ours(path)} (this one has no {key})")
+        ours = tuple(weight.shape[:2])
+        if shape != ours:
+            raise TiueError(f"{_not_ours(path)} ({key} is {ours} here, {shape} there)")
+
+
+def _pairs(pipe: Any, path: Path) -> list[tuple[str, tuple[int, int]]]:
+    """(layer, (out, in)) of every pair of matrices in a LoRA file, in diffusers' names."""
+    from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+
+    try:
+        tensors, _ = pipe.lora_state_dict(
+            str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
+        )
+        if any(key.startswith("text_encoder_2.") for key in tensors):
+            raise TiueError(f"{_not_ours(path)} (it is for two text encoders, as SDXL has)")
+        text = {key: tensor for key, tensor in tensors.items() if key.startswith("text_encoder")}
+        unet = {key: tensor for key, tensor in tensors.items() if key not in text}
+        tensors = convert_unet_state_dict_to_peft(unet)
+        tensors |= convert_state_dict_to_diffusers(text) if text else {}
+    except TiueError:
+        raise
+    except Exception as error:  # the converters assert, index and raise as they please
+        raise TiueError(f"{_not_a_lora(path)} ({_first_line(error)})") from error
+    down: dict[str, tuple[int, ...]] = {}
+    up: dict[str, tuple[int, ...]] = {}
+    for key, tensor in tensors.items():
+        layer = _MATRIX.sub("", key)
+        if layer == key or tensor.ndim < 2:
+            continue
+        side = down if re.search(r"(lora_A|down)\.weight$", key) else up
+        side[layer] = tensor.shape
+    if not down or down.keys() != up.keys():
+        raise TiueError(_not_a_lora(path))
+    return [(layer, (up[layer][0], down[layer][1])) for layer in down]
+
+
+def _not_ours(path: Path) -> str:
+    return f"{path} is a LoRA for another model: use one trained for this student's base model"
+
+
+def _not_a_lora(path: Path) -> str:
+    return f"{path} is not a LoRA that can be read: use one in kohya's or diffusers' naming"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

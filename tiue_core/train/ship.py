@@ -1,0 +1,144 @@
+"""Make the shipped miniature: ``python -m tiue_core.train.ship RUNS [FIGURES]``.
+
+What RUNS holds of student, decoder, teacher, judge and one-step student is shipped from now on; the
+rest stays. Half precision, safetensors; the teacher shares all but its UNet with the student, so
+only that is shipped of it, and of the one-step student how it differs from that. FIGURES is what
+``tiue evaluate --out`` wrote; the model card quotes it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parents[1] / "stickers"
+MOST = 25_000_000  #: bytes, in all
+
+
+PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them as they are
+DECODERS = ("decoder-more", "decoder")  #: runs of the autoencoder, the last word first
+
+
+def ship(runs: Path) -> int:
+    """Copy what ``runs`` holds into the package; returns the bytes of all weights in it."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from ..pipelines.base import TiuePipeline
+    from ..stickers.judge import Judge
+    from ..stickers.world import World
+    from ..students.low_rank import LOW_RANK
+
+    made = {folder.parent.name: folder for folder in runs.glob("*/result")}
+    if not made:
+        raise SystemExit(f"{runs} holds no finished run: train first, see the README")
+    student = TiuePipeline.from_pretrained(made.get("student", HERE / "student"))
+    vae = next((made[name] for name in DECODERS if name in made), None)
+    if vae is not None:
+        student.vae = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
+    student.to(torch.float16).save_pretrained(HERE / "student")
+    captions = dict.fromkeys(scene.caption for scene in World().scenes(2 * PROMPTS, 31))
+    prompts = "\n".join(list(captions)[:PROMPTS]) + "\n"
+    (HERE / "student" / "prompts.txt").write_text(prompts, encoding="utf-8")
+    if "teacher" in made:
+        # transformers 5 writes tokenizer.json alone; ComfyUI and older versions read these two.
+        tokenizer = made["teacher"].parent / "tokenizer"
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(tokenizer / name, HERE / "student" / "tokenizer" / name)
+        unet = UNet2DConditionModel.from_pretrained(made["teacher"] / "unet")
+        unet.half().save_pretrained(HERE / "teacher" / "unet")
+    if "judge" in made:
+        Judge.load(made["judge"]).save(HERE / "judge")
+    if "one-step-low-rank" in made:
+        (HERE / "one-step").mkdir(exist_ok=True)
+        shutil.copy(made["one-step-low-rank"] / LOW_RANK, HERE / "one-step" / LOW_RANK)
+    size = sum(file.stat().st_size for file in HERE.rglob("*.safetensors"))
+    if size > MOST:
+        raise SystemExit(f"{size / 1e6:.1f} MB of weights: at most {MOST / 1e6:.0f} MB are shipped")
+    return size
+
+
+#: Of the one that is shipped; another training wants other words.
+ONE_STEP = """\
+To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too, as a
+low-rank difference from the teacher's UNet: 250,000 numbers, `one-step/low-rank.safetensors`. It is
+not the `one-step` above but of a shortened training: 450 updates on 1,024 of the teacher's samples
+in place of 800 on 6,144, cut to that rank, then 300 updates of the difference alone.
+docs/harness.md has its figures beside the uncut student's, and the commands."""
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# stickers
+
+A miniature one-pass student: 128 px, {kinds} kinds of thing on {backgrounds} backgrounds, painted
+in one pass (encoder once, decoder for K = 4 timesteps at once). It learned from prompts alone from
+a teacher that learned from scenes drawn with the Noto Color Emoji font (OFL 1.1). Both, the
+autoencoder, the text encoder and the judge below were made by `tiue distill` from the recipes in
+`tiue_core/stickers/recipes`, on two CPU cores.
+
+Things: {kind_names}.
+Backgrounds: {background_names}.
+
+## What it measured
+
+{table}
+
+The teacher runs 50 DDIM steps at guidance {guidance}, its best of {scales}. {count} fresh prompts
+of one thing each (two things: {pairs}); FID and the four others (k = 5) are taken between the
+judge's features of the pictures and of {count} freshly drawn scenes, so they compare systems in
+this table and nothing else. A thing is right if the judge finds it the likeliest of all. `one-step`
+is the same teacher distilled with K = 1 at t = 999 (SwiftBrush), same terms, prompts and updates.
+All paint through the same autoencoder.
+
+{one_step}
+
+Made by: `{command}`
+"""
+
+
+def card(figures: dict, command: str) -> str:
+    """The model card, with the figures of ``tiue evaluate``."""
+    from ..cli.evaluate import table
+    from ..stickers.world import World
+
+    world = World(**figures["world"])
+    return CARD.format(
+        **figures["world"],
+        kind_names=", ".join(world.kind_names),
+        background_names=", ".join(world.background_names),
+        table=table(figures),
+        guidance=figures["guidance"]["best"],
+        scales=", ".join(figures["guidance"]["sweep"]),
+        count=figures["count"],
+        pairs=min(figures["count"], 128),
+        command=command,
+        one_step=ONE_STEP,
+    )
+
+
+def insert(readme: Path, text: str) -> None:
+    """Put ``text`` between the README's figure marks."""
+    before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- /figures -->")
+    readme.write_text(f"{before}{mark}{text}\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(f"{ship(Path(sys.argv[1])) / 1e6:.2f} MB")
+    if len(sys.argv) > 2:
+        from ..cli.evaluate import table
+
+        figures = json.loads(Path(sys.argv[2]).read_text())
+        command = (
+            "tiue evaluate stickers one-step=runs/stickers/one-step/result "
+            f"--count {figures['count']}"
+        )
+        (HERE / "student" / "README.md").write_text(card(figures, command), encoding="utf-8")
+        insert(HERE.parent.parent / "README.md", table(figures))

@@ -1,0 +1,397 @@
+"""The distillation of the paper: a one-pass student from a teacher, by prompts alone.
+
+Variational score distillation (VSD) with three networks that start as the same UNet:
+
+    student        z_0 = S noise + sum_t E_t eps_t, one encoder pass, K decoders      (Eq. 11)
+    teacher        what the pictures should look like; frozen
+    LoRA teacher   the teacher with adapters that keep learning what the student's look like
+
+The student follows the difference of the two teachers' noise predictions on its own, noised
+output; a KL term keeps each of its K predictions near N(0, 1). The adapters can be switched off,
+so one UNet in memory serves as both teachers. K = 1 at t = 999 without the KL term is SwiftBrush.
+
+Where compute is scarce, two terms on samples that the teacher painted once (``pairs.py``), prompts
+alone still, take the student further in fewer updates: regression onto the teacher's sample of the
+same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from PIL import Image
+from torch import Tensor, nn
+
+from ...core.schedule import OneWaySchedule
+from ...core.unet import SplitUNet
+from ...pipelines.base import TiuePipeline
+from ...pipelines.sdxl import extra_rows, split, take_packed
+from ..card import card
+from ..clip_term import ClipTerm
+from ..critic import Critic, fool, tell_apart
+from ..diffusion import Noising, guided, token_ids
+from ..draws import (
+    Draws,
+    Source,
+    integers,
+    normal,
+    uniform,
+)
+from ..embeds import Embeds
+from ..grids import grid
+from ..loop import adam, gather, settle
+from ..low_rank import give_adapters, write_adapters
+from ..pairs import teacher_pairs
+from ..prompts import PromptTokens, load_prompts
+from ..reals import real_images
+from ..recipe import DistillRecipe, data_seed
+from ..unshared import loop, sequential
+from ..vsd import (
+    denoising,
+    distance,
+    noise_like,
+    normal_kl,
+    paint,
+    perceptual,
+    plain,
+    score_distillation,
+)
+
+
+class DistillTask:
+    """One update moves the student (VSD + KL), then the LoRA teacher (denoising)."""
+
+    averaged = ("student",)
+    shared_draws = True  #: every process draws for all of them and takes its share (``draws.py``)
+
+    def __init__(self, recipe: DistillRecipe):
+        self.recipe = recipe
+        self._load()
+        size = recipe.latent_size or self.pipeline.unet.config.sample_size
+        self.shape = (self.pipeline.unet.config.in_channels, size, size)
+
+        take_packed(self.pipeline.unet, self.pipeline.vae_scale_factor)
+        student = self._copy(self.pipeline.unet)
+        if recipe.init:
+            student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
+        if recipe.weights == "bfloat16":
+            student.to(torch.bfloat16)
+            self.pipeline.unet.to(torch.bfloat16)
+        student.requires_grad_(True)
+        if recipe.low_rank:
+            student = self._low_rank(student)
+        self.teacher = self.pipeline.unet
+        self.teacher.add_adapter(
+            LoraConfig(
+                r=recipe.lora_rank,
+                lora_alpha=recipe.lora_alpha,
+                target_modules=recipe.lora_targets,
+                init_lora_weights="gaussian",
+            )
+        )
+        if recipe.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+            self.teacher.enable_gradient_checkpointing()
+        self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "student": adam(recipe, _learned(student)),
+            "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
+        }
+        judged = recipe.validate_every and recipe.world is None  # by CLIP
+        self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip or judged else None
+        if recipe.adversarial:
+            width = self.teacher.config.cross_attention_dim
+            prompt = torch.zeros(1, 1 + extra_rows(self.teacher), width)
+            nothing = torch.zeros(1, *self.shape), torch.zeros(1), prompt
+            critic = Critic([f.shape[1] for f in self._seen(*nothing)], width)
+            self.modules = {**self.modules, "critic": critic}
+            learned = critic.parameters()
+            self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
+
+    def _load(self) -> None:
+        """The teacher, the prompts and the schedule."""
+        recipe = self.recipe
+        self.pipeline = TiuePipeline.from_pretrained(recipe.teacher)
+        for component in self.pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.eval().requires_grad_(False)
+        self.prompts = load_prompts(recipe)
+        self.tokens = PromptTokens(self.pipeline, self.prompts)
+        self.empty = token_ids(self.pipeline, [""])
+        self.schedule = OneWaySchedule.from_config(
+            self.pipeline.scheduler, steps=recipe.decoders, timesteps=recipe.timesteps
+        )
+
+    def split(self, unet: nn.Module) -> SplitUNet:
+        return split(unet, self.pipeline.vae_scale_factor)
+
+    def _copy(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """What the student starts from."""
+        return copy.deepcopy(unet)
+
+    def _low_rank(self, wanted: UNet2DConditionModel) -> UNet2DConditionModel:
+        """The teacher with adapters that bring it near ``wanted``; they alone learn."""
+        student = copy.deepcopy(self.pipeline.unet).requires_grad_(False)
+        give_adapters(student, wanted, self.recipe.low_rank)
+        return student
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        recipe, self.accelerator = self.recipe, accelerator
+        self.pipeline.to(accelerator.device)
+        self.student = self.split(self.modules["student"].to(accelerator.device))
+        self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
+        self.embeds = Embeds(self.pipeline, self.tokens, accelerator, recipe.embeddings)
+        if self.clip is not None:
+            self.clip.prepare(accelerator)
+        if recipe.adversarial:
+            self.modules["critic"].to(accelerator.device)
+        if recipe.images or recipe.world_images:
+            self.reals = real_images(recipe, self.pipeline, accelerator)
+        if recipe.pairs:
+            with plain(self.teacher):
+                self.pairs = teacher_pairs(
+                    recipe.pairs_from or recipe.out / "pairs",
+                    self.pipeline,
+                    self.tokens,
+                    self.empty,
+                    self.shape,
+                    accelerator,
+                    count=recipe.pairs,
+                    guidance=recipe.guidance,
+                    steps=recipe.pair_steps,
+                    seed=data_seed(recipe),
+                )
+
+    def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        recipe, parts = self.recipe, self.recipe.accumulate
+        first, shares = (
+            self.accelerator.process_index * parts,
+            self.accelerator.num_processes * parts,
+        )
+        before = generator.get_state()
+        logs: list[dict[str, Tensor]] = []
+        told, made = [], []
+        for part in range(parts):
+            generator.set_state(before)  # every part takes its share of the same draws
+            draws = Draws(generator, first + part, shares)
+            losses, criticism, pictures = self._losses(step, draws)
+            logs.append({name: loss.detach() for name, (_, loss) in losses.items()})
+            total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
+            gather(self.accelerator, total / parts)
+            made.append(pictures)
+            told += [criticism] if criticism is not None else []
+        found = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        found["student_norm"] = self._settle("student")
+
+        if told:
+            for loss in told:
+                gather(self.accelerator, loss / parts)
+            found["critic"] = torch.stack(told).detach().mean()
+            found["critic_norm"] = self._settle("critic")
+        # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
+        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
+        for _ in range(recipe.lora_updates if wanted_soon else 0):
+            before, errors = generator.get_state(), []
+            for part, (latents, empty, wanted) in enumerate(made):
+                generator.set_state(before)
+                draws = Draws(generator, first + part, shares)
+                dropped = uniform(draws, (len(latents), 1, 1)) < recipe.drop_prompt
+                context = torch.where(dropped.to(latents.device), empty, wanted)
+                error = self._denoising(latents, context, draws)
+                gather(self.accelerator, error / parts)
+                errors.append(error.detach())
+            found["lora"] = torch.stack(errors).mean()
+            found["lora_norm"] = self._settle("lora_teacher")
+        return found
+
+    def _losses(
+        self, step: int, draws: Draws
+    ) -> tuple[dict[str, tuple[float, Tensor]], Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+        """The student's weighted losses, the critic's, and (z_0, empty, prompts) to learn from."""
+        recipe, device = self.recipe, self.accelerator.device
+        if recipe.pairs:
+            rows, noise, painted = self.pairs.draw(recipe.batch_size, draws)
+            noise, painted = noise.to(device), painted.to(device)
+        else:
+            rows = integers(draws, 0, len(self.prompts), recipe.batch_size)
+            noise = self._noise(len(rows), draws)
+        empty, wanted = self.embeds(rows)
+        prompt_embeds = torch.cat([empty, wanted])
+
+        predictions, latents = self.paint(self.student, noise, wanted)
+        summed = (recipe.kl_batch or len(rows)) / len(rows)
+        losses = {"kl": (recipe.kl_weight, summed * normal_kl(predictions))}
+        if step >= recipe.imitate:
+            losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
+        elif not recipe.regression:
+            loss = self._imitation(predictions, latents, noise, prompt_embeds)
+            losses["imitation"] = (1.0, loss)
+        if recipe.regression:
+            losses["regression"] = (recipe.regression, distance(latents, painted))
+        told = None
+        if recipe.adversarial or recipe.perceptual:
+            real, asked = self._real(painted, wanted, draws)
+            seen = self._both_seen(latents, real, wanted, asked, draws)
+            if recipe.perceptual:
+                losses["perceptual"] = (recipe.perceptual, perceptual(*seen))
+        if recipe.adversarial:
+            fooled, told = self._criticism(*seen, wanted, asked)
+            losses["adversarial"] = (recipe.adversarial, fooled)
+        if recipe.clip and self.clip is not None:
+            prompts = [self.prompts[row] for row in rows.tolist()]
+            losses["clip"] = (self.clip.weight(step), self.clip(latents, prompts))
+        return losses, told, (latents.detach(), empty, wanted)
+
+    def paint(
+        self, student: SplitUNet, noise: Tensor, prompt_embeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
+        if not self.recipe.shared_encoder:
+            with self.accelerator.autocast():
+                return sequential(student, self.schedule, noise, prompt_embeds)
+        return paint(self.accelerator, student, self.schedule, noise, prompt_embeds)
+
+    def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
+        return score_distillation(
+            self.accelerator,
+            self.teacher,
+            self.noising,
+            latents,
+            prompt_embeds,
+            generator,
+            guidance=self.recipe.guidance,
+            levels=self.recipe.vsd_range,
+        )
+
+    def _imitation(
+        self, predictions: Tensor, latents: Tensor, noise: Tensor, prompt_embeds: Tensor
+    ) -> Tensor:
+        """Regression onto the teacher's guided DDIM loop over the same K timesteps and noise.
+
+        A quick way from "the encoder has never been shared" to where VSD starts to matter.
+        """
+
+        def predict(z: Tensor, timestep: Tensor) -> Tensor:
+            t = timestep.to(z.device)
+            return guided(self.teacher, z, t, prompt_embeds, self.recipe.guidance)
+
+        with torch.no_grad(), self.accelerator.autocast(), plain(self.teacher):
+            wanted, z = loop(predict, self.schedule, noise)
+        error = (predictions - wanted).square().mean()
+        return error + (latents - z).square().mean()
+
+    def _real(
+        self, painted: Tensor, prompt_embeds: Tensor, generator: Source
+    ) -> tuple[Tensor, Tensor]:
+        """What the critic is to call real, with its prompts: teacher samples, images or both."""
+        recipe = self.recipe
+        if not (recipe.images or recipe.world_images):
+            return painted, prompt_embeds
+        count = max(1, round(recipe.images_share * recipe.batch_size))
+        tokens, latents = self.reals.draw(count, generator)
+        embeds = self.embeds.of(tokens).to(prompt_embeds.device)
+        latents = latents.to(prompt_embeds.device)
+        if count == recipe.batch_size:
+            return latents, embeds
+        return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
+
+    def _both_seen(
+        self, latents: Tensor, real: Tensor, prompt_embeds: Tensor, asked: Tensor, source: Source
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the teacher sees in the student's latents and in the real side, each with its
+        prompts; both noised alike, so details count too."""
+        timesteps, noise = noise_like(latents, source, self.recipe.critic_range)
+        with self.accelerator.autocast():
+            noised = self.noising.add(latents, noise, timesteps)
+            fake = self._seen(noised, timesteps, prompt_embeds)
+            with torch.no_grad():
+                noised = self.noising.add(real, noise, timesteps)
+                return fake, self._seen(noised, timesteps, asked)
+
+    def _criticism(
+        self, fake: list[Tensor], real: list[Tensor], prompt_embeds: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the critic's."""
+        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
+        seen = critic(real, asked.float().mean(1))
+        told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
+        critic.requires_grad_(False)  # the student's loss must not move it
+        fooled = fool(critic(fake, prompt))
+        critic.requires_grad_(True)
+        return fooled, told
+
+    def _seen(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
+        """What the teacher's encoder sees in noised latents: every level's last, and the middle."""
+        with plain(self.teacher):
+            features = self.split(self.teacher).encode(latents, timesteps, prompt_embeds)
+        levels = {skip.shape[-1]: skip for skip in features.skips}  # the last of each size
+        return [f.float() for f in (*levels.values(), features.mid)]
+
+    def _denoising(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
+        """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
+        return denoising(
+            self.accelerator,
+            self.teacher,
+            self.noising,
+            latents,
+            prompt_embeds,
+            generator,
+            levels=self.recipe.lora_range,
+        )
+
+    def _noise(self, count: int, generator: Source) -> Tensor:
+        return normal(generator, (count, *self.shape)).to(self.accelerator.device)
+
+    def _settle(self, name: str) -> Tensor:
+        return settle(self.accelerator, self.optimizers[name], self.recipe.grad_clip)
+
+    @torch.no_grad()
+    def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
+        prompts = (self.prompts * 32)[:32]
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        noise = self._noise(len(prompts), generator)
+        tokens = token_ids(self.pipeline, prompts)
+        context = self.embeds.of(tokens).to(noise.device)
+        _, latents = self.paint(self.split(modules["student"]), noise, context)
+        vae = self.pipeline.vae
+        images = vae.decode(latents / vae.config.scaling_factor).sample
+        return grid(images, columns=8)
+
+    def foresee(self, accelerator: Accelerator) -> list[str]:
+        """Parameters, memory and time, before anything starts."""
+        from ..plan import plan
+
+        try:
+            return plan(self, accelerator).lines()
+        except Exception as error:  # a forecast is no reason not to set out
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            return [f"memory and time could not be foreseen: {why}"]
+
+    @torch.no_grad()
+    def validate(self, modules: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The pictures of prompts that are not learned from, measured."""
+        from ..validate import measure
+
+        return measure(self, modules["student"])
+
+    def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
+        parts, unet = self.pipeline.components, modules["student"].eval()
+        if self.recipe.low_rank:
+            unet = write_adapters(unet, folder)
+        timesteps = [int(t) for t in self.schedule.timesteps] if self.recipe.timesteps else None
+        own = {"steps": self.recipe.decoders, "timesteps": timesteps}
+        if "force_zeros_for_empty_prompt" in self.pipeline.config:
+            own["force_zeros_for_empty_prompt"] = self.pipeline.config.force_zeros_for_empty_prompt
+        parts = {**parts, "unet": unet}
+        type(self.pipeline)(**parts, **own).save_pretrained(folder)
+        (folder / "README.md").write_text(card(self.recipe, self.schedule), encoding="utf-8")
+
+
+def _learned(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
