@@ -34,11 +34,11 @@ from tiue_core.evaluate.stickers import PROMPT_SEED, WORLD_SEED, look
 from tiue_core.pipelines.base import draw_noise
 from tiue_core.stickers.judge import Judge, labels, right
 from tiue_core.stickers.world import Scene, World
+from tiue_core.train.ddim_loop import sequential
 from tiue_core.train.diffusion import guided_ddim
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.run import run
 from tiue_core.train.tasks.autoencoder import render_pool, to_unit
-from tiue_core.train.unshared import sequential
 
 HERE = Path(__file__).parent
 STUDY = yaml.safe_load((HERE / "study.yaml").read_text())

@@ -301,8 +301,8 @@ def test_students_lists_what_can_be_had(tiue: Any) -> None:
     lines = text.splitlines()
     for name, system in REGISTRY.items():  # every row, with its licence
         if name not in ("images", "stickers"):
-            assert rows[name]["licence"] == system.licence
-            assert any(x.startswith(f"{name}  [") and x.endswith(system.licence) for x in lines)
+            assert rows[name]["licence"] == system.license
+            assert any(x.startswith(f"{name}  [") and x.endswith(system.license) for x in lines)
     here = {name for name, row in rows.items() if row["here"]}
     assert {name for name in REGISTRY if name.startswith("stickers")} <= here
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiue_core import OneWaySchedule, SplitUNet
-from tiue_core.shared import ThriftyUNet
+from tiue_core.shared import SharedUNet
 
 SCHEDULE = OneWaySchedule.from_config(SD_SCHEDULER)
 SHAPES = {
@@ -56,11 +56,11 @@ def off(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def same(unet: Any, thrifty: ThriftyUNet | None = None, **options: Any) -> float:
+def same(unet: Any, thrifty: SharedUNet | None = None, **options: Any) -> float:
     """How far the two are apart; it must not be because of a fallback."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours = predictions(thrifty or ThriftyUNet(unet), **options)
+        ours = predictions(thrifty or SharedUNet(unet), **options)
     return off(ours, predictions(SplitUNet(unet), **options))
 
 
@@ -93,11 +93,11 @@ def test_chunks_and_sums(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("part", ["skips", "attention", "output", "upsampling"])
 def test_each_saving_alone(part: str) -> None:
     unet = made(**SHAPES["sd15"])
-    thrifty = ThriftyUNet(unet, parts=[part])
+    thrifty = SharedUNet(unet, parts=[part])
     weights = SCHEDULE.weights if part == "output" else None
     assert same(unet, thrifty, weights=weights) <= 1e-13
     if part != "attention":  # whose products torch does not count on the CPU
-        assert flops(thrifty, weights=weights) < flops(ThriftyUNet(unet, parts=[]), weights=weights)
+        assert flops(thrifty, weights=weights) < flops(SharedUNet(unet, parts=[]), weights=weights)
 
 
 def flops(unet: SplitUNet, **options: Any) -> int:
@@ -111,14 +111,14 @@ def test_the_work_saved_is_the_work_predicted() -> None:
     attention itself does, which torch does not count."""
     widths = {"block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32, "sample_size": 32}
     unet = made(**{**SHAPES["sd21"], **widths}).float()
-    part = flops(ThriftyUNet(unet)) / flops(SplitUNet(unet))
+    part = flops(SharedUNet(unet)) / flops(SplitUNet(unet))
     assert 0.75 < part < 0.86
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loras_on_the_shared_layers_too(shape: str) -> None:
     unet = adapted(made(**SHAPES[shape]))
-    thrifty = ThriftyUNet(unet)
+    thrifty = SharedUNet(unet)
     plain = predictions(SplitUNet(unet))
     assert same(unet, thrifty) <= 1e-13
     scaled = {"cross_attention_kwargs": {"scale": 0.3}}
@@ -135,7 +135,7 @@ def test_loras_on_the_shared_layers_too(shape: str) -> None:
 
 def test_a_lora_that_comes_later_and_goes() -> None:
     unet = made(**SHAPES["sd15"])
-    thrifty = ThriftyUNet(unet)
+    thrifty = SharedUNet(unet)
     before = predictions(thrifty)
     adapted(unet)
     assert same(unet, thrifty) <= 1e-13
@@ -147,7 +147,7 @@ def test_a_lora_that_comes_later_and_goes() -> None:
 
 def test_weights_written_to_in_place() -> None:
     unet = made(**SHAPES["sd15"])
-    thrifty = ThriftyUNet(unet)
+    thrifty = SharedUNet(unet)
     predictions(thrifty)
     block = unet.up_blocks[1]
     for layer in (block.resnets[0].conv1, block.resnets[1].conv_shortcut, block.upsamplers[0].conv):
@@ -182,7 +182,7 @@ def freeu(unet: Any) -> None:
 @pytest.mark.parametrize("patch", [dora, hooked, replaced, freeu])
 def test_a_patched_layer_runs_as_it_is_and_says_so_once(patch: Any) -> None:
     unet = made(**SHAPES["sd15"])
-    thrifty = ThriftyUNet(unet)
+    thrifty = SharedUNet(unet)
     before = predictions(thrifty)
     patch(unet)
     with pytest.warns(UserWarning, match="without savings") as said:
@@ -195,7 +195,7 @@ def test_a_patched_layer_runs_as_it_is_and_says_so_once(patch: Any) -> None:
 
 def test_conditions_and_gradients_take_the_plain_path() -> None:
     unet = made(**SHAPES["sd15"])
-    thrifty = ThriftyUNet(unet)
+    thrifty = SharedUNet(unet)
     mask = torch.ones(2, 7).double()
     mask[:, 3:] = 0
     with pytest.warns(UserWarning, match="encoder_attention_mask"):

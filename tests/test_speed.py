@@ -27,7 +27,7 @@ from tiue_core.optimize.packed import (
 from tiue_core.optimize.winograd import Form
 from tiue_core.pipelines.memory import in_batches
 from tiue_core.pipelines.text_cache import Embeddings
-from tiue_core.shared import ThriftyUNet
+from tiue_core.shared import SharedUNet
 from tiue_core.shared.doubling import double_cheaply, double_plainly
 
 
@@ -54,7 +54,7 @@ def test_the_same_pictures(pipe: Any, layout: str, monkeypatch: pytest.MonkeyPat
         keeping_whatever_it_takes(monkeypatch)
         said: list[tuple[int, int, str]] = []
         assert pipe.optimize(layout=layout, progress=lambda *step: said.append(step)) is pipe
-    assert isinstance(pipe.split_unet, ThriftyUNet)
+    assert isinstance(pipe.split_unet, SharedUNet)
     assert off(latents(pipe), expected) <= 1e-5
     assert (pipe("a cat", seed=3, output_type="pt").images - pixels).abs().max() <= 1 / 255
     wide = latents(pipe, width=136, height=88, chunk=3)  # a size and a chunk never seen
@@ -100,7 +100,7 @@ def test_slow_parts_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     from tiue_core.shared import measure
 
     losers = {"skips.0", "attention.1", "upsampling.2"}
-    unet = ThriftyUNet(small_unet())
+    unet = SharedUNet(small_unet())
     noise, prompts = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 32)
     with torch.no_grad():
         features = unet.encode(noise, 751, prompts)

@@ -420,7 +420,7 @@ class FakeHub:
 
     def __init__(self, cache: Path) -> None:
         self.cache, self.folders, self.asked = cache / "hub", {}, []
-        self.commit, self.licence, self.fail = "1" * 40, "cc-by-nc-4.0", None
+        self.commit, self.license, self.fail = "1" * 40, "cc-by-nc-4.0", None
 
     def model_info(self, _: Any, hub_id: str, *, revision: str | None = None) -> Any:
         self.asked.append(("info", revision))
@@ -431,7 +431,7 @@ class FakeHub:
         return SimpleNamespace(
             sha=revision if revision and len(revision) == 40 else self.commit,
             siblings=[SimpleNamespace(rfilename=name) for name in names],
-            card_data=SimpleNamespace(license=self.licence),
+            card_data=SimpleNamespace(license=self.license),
         )
 
     def snapshot_download(

@@ -151,7 +151,7 @@ def test_system_is_what_the_reference_says(
         row.guidance,
         row.embedded,
     )
-    assert system.licence and system.parts[0].hub_id
+    assert system.license and system.parts[0].hub_id
     pipe = load(find(f"{name}:{files[row.files]}"), device="cpu")
     side = pipe.unet.config.sample_size
     watched = Watched(pipe.unet, monkeypatch)
@@ -502,7 +502,7 @@ def test_the_docs_list_every_row() -> None:
         if line.startswith("| `"):
             lines.setdefault(line.split("`")[1], line)
     for name, system in REGISTRY.items():
-        for licence in system.licence.split("; "):
+        for licence in system.license.split("; "):
             assert licence.split(",")[0] in lines[name], name
         for part in system.parts:
             assert part.hub_id in lines[name] and part.file in lines[name]

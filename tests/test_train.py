@@ -19,7 +19,7 @@ from tiue_core.train.loop import (
     Average,
     descend,
     generator_for,
-    rate,
+    lr_lambda,
     train,
 )
 from tiue_core.train.recipe import DistillRecipe, load_recipe
@@ -230,7 +230,7 @@ def test_the_result_is_a_student_that_paints(recipe: DistillRecipe) -> None:
 
 def test_rate_warms_up_and_decays(recipe: DistillRecipe) -> None:
     slow = recipe.model_copy(update={"steps": 100, "warmup": 10, "decay": 0.5})
-    found = [rate(slow, step) for step in range(100)]
+    found = [lr_lambda(slow, step) for step in range(100)]
     assert found[0] == 0.1 and found[9:50] == [1.0] * 41
     assert found[75] == 0.5 and found[99] == pytest.approx(0.02)
 

@@ -17,7 +17,7 @@ from tiue_core import TiuePipeline
 from tiue_core.errors import TiueError
 from tiue_core.train import validate
 from tiue_core.train.loop import train
-from tiue_core.train.reals import captions_of
+from tiue_core.train.real_images import captions_of
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.tasks.distill import DistillTask
 
@@ -118,9 +118,9 @@ def test_images_are_their_middle_square_in_latents(settings: dict[str, Any], pho
         vae = task.pipeline.vae
         with torch.no_grad():
             wanted = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        error = (task.reals.latents[index] - wanted[0]).abs().max()
+        error = (task.real_images.latents[index] - wanted[0]).abs().max()
         assert error <= 0.03 * wanted.abs().max()  # half precision, and one level of rounding
-    texts = task.pipeline.tokenizer.batch_decode(task.reals.tokens, skip_special_tokens=True)
+    texts = task.pipeline.tokenizer.batch_decode(task.real_images.tokens, skip_special_tokens=True)
     assert [text.replace(" ", "") for text in texts] == ["acat", "adog", "afox"]
 
 

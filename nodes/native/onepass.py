@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...tiue_core.core.schedule import STEPS, OneWaySchedule
 from . import checks
-from .savings import ThriftyComfyUNet
+from .savings import SharedComfyUNet
 from .unet import ComfyUNet
 
 KEY = "tiue"  # of our wrappers and attachments
@@ -107,7 +107,7 @@ class OnePass:
             b=sampling.calculate_denoised(sigma, one, zero).item(),
             fits=_fits(weakref.ref(model)),
             chunk=chunk,
-            unet=ComfyUNet if speed == "plain" else ThriftyComfyUNet,
+            unet=ComfyUNet if speed == "plain" else SharedComfyUNet,
         )
 
     def __call__(

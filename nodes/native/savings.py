@@ -34,7 +34,7 @@ class NotUnderstoodError(Exception):
     """A layer does something that cannot be looked through. The message says what."""
 
 
-class ThriftyComfyUNet(ComfyUNet):
+class SharedComfyUNet(ComfyUNet):
     """A ``ComfyUNet`` whose decoders share what they have in common."""
 
     def _output_block(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiue_core import TiuePipeline, cli
 from tiue_core.app.inside import look
 from tiue_core.app.paint import paint
-from tiue_core.app.state import House
+from tiue_core.app.state import ServerConfig
 from tiue_core.app.worker import Models
 from tiue_core.cli import console
 from tiue_core.errors import TiueError
@@ -44,7 +44,7 @@ def lora(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path, lora: Path) -> Models:
-    return Models(House.of([students.find(folder)], lora.parent))
+    return Models(ServerConfig.of([students.find(folder)], lora.parent))
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_the_same_bytes_as_the_command_line(
     command = ["generate", "a cat", "--student", str(folder), "--seed", "7", "--out", str(tmp_path)]
     assert console.run(cli.build(), [*command, *words]) == 0
     (file,) = tmp_path.glob("*.png")
-    picture = paint(models, models.house.order("a cat", 7, **order))
+    picture = paint(models, models.config.order("a cat", 7, **order))
     assert picture.png == file.read_bytes()
     assert file.name == "0000_" + picture.file
     assert list(picture.seconds) == ["text", "encoder", "decoders", "VAE"]
 
 
 def test_inside_is_the_same_picture_and_its_sums_end_in_it(models: Models) -> None:
-    order = models.house.order("a cat", 7)
+    order = models.config.order("a cat", 7)
     plain, seen = paint(models, order), look(models, order, [1, 1, 1, 1], None)
     assert seen.picture.png == plain.png
     assert len(seen.sums) == 5 and len(seen.weights) == 4
@@ -87,7 +87,7 @@ def test_inside_is_the_same_picture_and_its_sums_end_in_it(models: Models) -> No
 
 
 def test_words_that_were_dropped_are_told(models: Models) -> None:
-    picture = paint(models, models.house.order("abcdefgh " * 10))
+    picture = paint(models, models.config.order("abcdefgh " * 10))
     assert any("these words are dropped" in note for note in picture.notes)
 
 
@@ -100,9 +100,9 @@ def test_weights_that_are_no_numbers(folder: Path, tmp_path: Path, part: str) ->
     name = next(iter(weights))
     weights[name] = torch.full_like(weights[name], float("nan"))
     save_file(weights, path, metadata={"format": "pt"})
-    models = Models(House.of([students.find(broken)]))
+    models = Models(ServerConfig.of([students.find(broken)]))
     with pytest.raises(TiueError, match="NaN"):
-        paint(models, models.house.order("a cat"))
+        paint(models, models.config.order("a cat"))
     assert len(models) == 0
 
 
@@ -120,14 +120,14 @@ def test_a_draft_is_the_tiny_decoders_picture(folder: Path, tmp_path: Path) -> N
         num_decoder_blocks=(1,) * blocks,
         latent_channels=4,
     ).save_pretrained(drafting / "taesd")
-    models = Models(House.of([students.find(drafting)]))
-    assert "draft" in models.house.modes
-    picture = paint(models, models.house.order("a cat", 3, decoders="draft"))
+    models = Models(ServerConfig.of([students.find(drafting)]))
+    assert "draft" in models.config.modes
+    picture = paint(models, models.config.order("a cat", 3, decoders="draft"))
     pipe = TiuePipeline.from_pretrained(drafting)
     pipe.load_draft()
     expected = pipe("a cat", seed=3, decoders="fast", draft=True).images[0]
     assert np.array_equal(np.asarray(picture.image), np.asarray(expected))
-    plain = paint(models, models.house.order("a cat", 3))
+    plain = paint(models, models.config.order("a cat", 3))
     assert not np.array_equal(np.asarray(picture.image), np.asarray(plain.image))
 
 
@@ -138,8 +138,8 @@ def test_an_owner_may_have_students_optimized(
 
     ticks = iter(range(1000, 0, -1))  # everything pays
     monkeypatch.setattr(optimize, "clock", lambda *_: next(ticks))
-    quick = Models(House.of([students.find(folder)], optimize=True))
-    order = quick.house.order("a cat", 3, width=32, height=32)
+    quick = Models(ServerConfig.of([students.find(folder)], optimize=True))
+    order = quick.config.order("a cat", 3, width=32, height=32)
     picture, plain = paint(quick, order), paint(models, order)
     assert quick.studio(order.student).painter.pipe._optimized is not None
     pixels = [np.asarray(one.image).astype(int) for one in (picture, plain)]
@@ -159,24 +159,24 @@ def test_inside_has_a_slider_for_each_decoder(
     (other / "model_index.json").write_text(json.dumps({**kept, **given}))
     source = students.find(other)
     assert decoders_of(source) == decoders
-    models = Models(House.of([source]))
-    seen = look(models, models.house.order("a cat"), [1] * 8, None)
+    models = Models(ServerConfig.of([source]))
+    seen = look(models, models.config.order("a cat"), [1] * 8, None)
     assert len(seen.weights) == decoders
 
 
 def test_a_lora_that_is_no_numbers(models: Models, lora: Path) -> None:
     tensors = {key: torch.full_like(t, float("nan")) for key, t in load_file(lora).items()}
     save_file(tensors, lora.with_name("nan.safetensors"))
-    house = House.of(models.house.students.values(), lora.parent)
+    config = ServerConfig.of(models.config.students.values(), lora.parent)
     with pytest.raises(TiueError, match="not a picture"):
-        paint(Models(house), house.order("a cat", lora="nan"))
+        paint(Models(config), config.order("a cat", lora="nan"))
 
 
 def test_only_so_many_students_are_loaded(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "a")
     shutil.copytree(folder, tmp_path / "b")
     sources = [students.find(path) for path in (folder, tmp_path / "a", tmp_path / "b")]
-    models = Models(House.of(sources))
+    models = Models(ServerConfig.of(sources))
     for label in ("tiny", "a", "b", "tiny"):
-        paint(models, models.house.order("a cat", student=label))
+        paint(models, models.config.order("a cat", student=label))
         assert len(models) <= 2

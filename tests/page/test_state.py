@@ -11,14 +11,14 @@ import gradio as gr
 import httpx
 import pytest
 
-from tiue_core.app.desk import told
+from tiue_core.app.broker import told
 from tiue_core.app.guard import Guard
 from tiue_core.app.lists import plan_of, read_upload
 from tiue_core.app.parts import figure, table
 from tiue_core.app.state import (
-    House,
     Limits,
     Order,
+    ServerConfig,
     check_size,
 )
 from tiue_core.errors import TiueError
@@ -26,16 +26,16 @@ from tiue_core.students.resolve import Source
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def config(tmp_path: Path) -> ServerConfig:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "style.safetensors").write_bytes(b"")
     sources = [Source("one", tmp_path / "a"), Source("one", tmp_path / "b")]
-    return House.of(sources, tmp_path / "loras")
+    return ServerConfig.of(sources, tmp_path / "loras")
 
 
-def test_two_students_of_one_name_have_two_labels(house: House) -> None:
-    assert list(house.students) == ["one", "one (2)"] and house.first == "one"
-    assert "nothing" in house.licence("one")
+def test_two_students_of_one_name_have_two_labels(config: ServerConfig) -> None:
+    assert list(config.students) == ["one", "one (2)"] and config.first == "one"
+    assert "nothing" in config.license("one")
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_two_students_of_one_name_have_two_labels(house: House) -> None:
         ({"prompt": "a", "decoders": "all"}, "exact or fast or draft"),
     ],
 )
-def test_a_bad_order_is_refused_in_one_line(house: House, given: Any, message: str) -> None:
+def test_a_bad_order_is_refused_in_one_line(config: ServerConfig, given: Any, message: str) -> None:
     with pytest.raises(TiueError, match=message) as error:
-        house.order(**given)
+        config.order(**given)
     assert len(str(error.value)) < 200 and "\n" not in str(error.value)
 
 
-def test_an_order_as_it_is_painted(house: House) -> None:
-    order = house.order("  a\n cat\ud800 ", "7", lora="style", strength=1, decoders="draft")
+def test_an_order_as_it_is_painted(config: ServerConfig) -> None:
+    order = config.order("  a\n cat\ud800 ", "7", lora="style", strength=1, decoders="draft")
     assert order == Order("one", "a cat?", 7, None, None, "fast", True, "style", 1.0)
 
 
@@ -100,12 +100,12 @@ def test_uploads_of_the_wrong_kind(tmp_path: Path) -> None:
     assert read_upload(tmp_path / "a.tsv", 1 << 20) == ("prompt\na cat\n", "csv")
 
 
-def test_pasted_lists(house: House) -> None:
+def test_pasted_lists(config: ServerConfig) -> None:
     for text, kind, message in ((3, "csv", "no text"), ("a", "xlsx", "one of"), ("a", None, "one")):
         with pytest.raises(TiueError, match=message):
-            plan_of(house, text, kind)
+            plan_of(config, text, kind)
     with pytest.raises(TiueError, match="characters"):
-        plan_of(house, "x" * 2_000_000, "txt")
+        plan_of(config, "x" * 2_000_000, "txt")
 
 
 # --- what is shown -------------------------------------------------------------------------

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tiue_core.app.state import House, offered
+from tiue_core.app.state import ServerConfig, offered
 from tiue_core.app.train import Training, gather, recipe_of
 from tiue_core.errors import TiueError
 from tiue_core.train.loop import Stopped
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Any:
-    return SimpleNamespace(house=House.of(offered(["stickers"]), train=tmp_path / "loras"))
+def broker(tmp_path: Path) -> Any:
+    return SimpleNamespace(config=ServerConfig.of(offered(["stickers"]), train=tmp_path / "loras"))
 
 
 @pytest.fixture
@@ -32,36 +32,36 @@ def uploads(tmp_path: Path) -> list[str]:
     return files
 
 
-def make(desk: Any, folder: Path, name: str = "My zorb", **changes: Any) -> Any:
+def make(broker: Any, folder: Path, name: str = "My zorb", **changes: Any) -> Any:
     given = {"method": "transfer", "steps": 2, "student_steps": 1, "rank": 2, "alpha": 2, "seed": 0}
-    recipe = recipe_of(desk, folder, name, " zorb ", "stickers", **{**given, **changes})
+    recipe = recipe_of(broker, folder, name, " zorb ", "stickers", **{**given, **changes})
     return recipe.model_copy(update={"priors": 2, "batch_size": 1, "targets": ["to_k"]})
 
 
 def test_what_is_trained_lies_where_the_owner_said(
-    desk: Any, uploads: list[str], tmp_path: Path
+    broker: Any, uploads: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
     gather(uploads, folder)
-    work = Training(make(desk, folder, "../../My zorb"))
+    work = Training(make(broker, folder, "../../My zorb"))
     work.thread.join(120)
     assert work.error is None and work.done == work.total == len(work.losses) == 2
-    assert work.recipe.out == desk.house.train / "my-zorb.safetensors"
+    assert work.recipe.out == broker.config.train / "my-zorb.safetensors"
     assert work.recipe.out.is_file() and Path(work.sample() or "").is_file()
 
 
-def test_stopped_it_says_so(desk: Any, uploads: list[str], tmp_path: Path) -> None:
+def test_stopped_it_says_so(broker: Any, uploads: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
     gather(uploads, folder)
-    work = Training(make(desk, folder, steps=1000))
+    work = Training(make(broker, folder, steps=1000))
     work.stop()
     work.thread.join(120)
     assert isinstance(work.error, Stopped) and not work.recipe.out.exists()
 
 
-def test_bad_uploads(desk: Any, uploads: list[str], tmp_path: Path) -> None:
+def test_bad_uploads(broker: Any, uploads: list[str], tmp_path: Path) -> None:
     for given, message in (
         (None, "no pictures"),
         (uploads * 100, "300 files are too many"),
@@ -72,8 +72,8 @@ def test_bad_uploads(desk: Any, uploads: list[str], tmp_path: Path) -> None:
         with pytest.raises(TiueError, match=message):
             gather(given, folder)
     with pytest.raises(TiueError, match="no name"):
-        make(desk, tmp_path, " ")
+        make(broker, tmp_path, " ")
     with pytest.raises(TiueError, match="no student"):
-        recipe_of(desk, tmp_path, "a", "", "../x", steps=1)
+        recipe_of(broker, tmp_path, "a", "", "../x", steps=1)
     with pytest.raises(TiueError, match="rank"):
-        make(desk, tmp_path, rank=0)
+        make(broker, tmp_path, rank=0)

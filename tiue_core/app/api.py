@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 
 from ..batch.schema import BadRow
-from .desk import Desk, client_of, told
+from .broker import RequestBroker, client_of, told
 from .lists import ListRun, check, plan_of
 from .parts import data_url
-from .state import House
+from .state import ServerConfig
 
 
 def answer(picture: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def answer(picture: Any) -> dict[str, Any]:
     }
 
 
-def api(desk: Desk) -> None:
+def api(broker: RequestBroker) -> None:
     """Add the endpoints to the page."""
 
     @told
@@ -48,7 +48,7 @@ def api(desk: Desk) -> None:
     ) -> dict[str, Any]:
         """Paint a prompt. Width and height of 0 are the student's own. The answer's `image` is a
         data URL: the PNG bytes that `tiue generate` writes for the same prompt and seed."""
-        order = desk.house.order(
+        order = broker.config.order(
             prompt,
             seed,
             student=student,
@@ -58,7 +58,7 @@ def api(desk: Desk) -> None:
             lora=lora,
             strength=strength,
         )
-        return answer(await desk.paint(request, order))
+        return answer(await broker.paint(request, order))
 
     @told
     async def batch(
@@ -71,12 +71,12 @@ def api(desk: Desk) -> None:
         picture (`file`, `prompt`, `seed`, `image`) or bad row (`line`, `column`, `error`), as they
         come; the last one counts them (`made`, `failed`, `bad_rows`)."""
         client = client_of(request)
-        label = desk.house.order("", student=student).student
-        plan = plan_of(desk.house, rows, kind)
-        studio = await desk.do(request, lambda models: models.studio(label))
-        check(desk.house, studio, plan)
-        work = ListRun(desk, client, label, studio, plan)
-        desk.lists[client] = work
+        label = broker.config.order("", student=student).student
+        plan = plan_of(broker.config, rows, kind)
+        studio = await broker.do(request, lambda models: models.studio(label))
+        check(broker.config, studio, plan)
+        work = ListRun(broker, client, label, studio, plan)
+        broker.lists[client] = work
         results = iter(work)
         try:
             # Each step paints and writes: not on the thread that answers everybody.
@@ -87,20 +87,20 @@ def api(desk: Desk) -> None:
             yield {"made": counts.made, "failed": counts.failed, "bad_rows": counts.bad}
         finally:
             work.cancel()
-            desk.lists.pop(client, None)
+            broker.lists.pop(client, None)
             work.remove()
 
     def students() -> list[dict[str, str]]:
         """The students offered, and their licences."""
-        return catalogue(desk.house)
+        return catalogue(broker.config)
 
     for function in (generate, batch):
         gr.api(function, api_name=function.__name__, concurrency_limit=None)
     gr.api(students, api_name="students", queue=False)
 
 
-def catalogue(house: House) -> list[dict[str, str]]:
-    return [{"name": label, "licence": house.licence(label)} for label in house.students]
+def catalogue(config: ServerConfig) -> list[dict[str, str]]:
+    return [{"name": label, "licence": config.license(label)} for label in config.students]
 
 
 def _told_of(result: Any) -> dict[str, Any]:

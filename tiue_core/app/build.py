@@ -11,14 +11,14 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from .api import api
+from .broker import RequestBroker
 from .choices import Choices
 from .compare import compare
-from .desk import Desk
 from .guard import Guard
 from .inside import inside
 from .lists import lists
 from .live import live
-from .state import House
+from .state import ServerConfig
 from .train import train
 
 STYLE = Path(__file__).parent / "style.css"
@@ -31,36 +31,36 @@ HEAD = """<div class="tiue-head"><h1>TiUE</h1>
 <p>Text to picture in a single pass: one encoder, four decoders at once, no loop.</p></div>"""
 
 
-def build(house: House) -> tuple[gr.Blocks, Desk]:
-    """The page for a house, and the desk behind it. Nothing is loaded yet."""
+def build(config: ServerConfig) -> tuple[gr.Blocks, RequestBroker]:
+    """The page for a config, and the broker behind it. Nothing is loaded yet."""
     # Of this process alone, unlike Gradio's own folder, and gone with it.
     cache = tempfile.TemporaryDirectory(prefix="tiue-page-")
     os.environ["GRADIO_TEMP_DIR"] = cache.name
-    desk = Desk(house, cache)
+    broker = RequestBroker(config, cache)
     with gr.Blocks(title="TiUE", analytics_enabled=False, delete_cache=_CACHE) as page:
-        desk.page = page
+        broker.page = page
         gr.HTML(HEAD)
-        choices = Choices(house)
+        choices = Choices(config)
         for name, tab in (("Live", live), ("Inside", inside), ("Lists", lists)):
             with gr.Tab(name, id=name):
-                tab(desk, choices)
+                tab(broker, choices)
         with gr.Tab("Compare", id="Compare"):
-            compare(desk, choices)
-        if house.train is not None:
+            compare(broker, choices)
+        if config.train is not None:
             with gr.Tab("Train", id="Train"):
-                train(desk, choices)
-        api(desk)
+                train(broker, choices)
+        api(broker)
     # Waiting is the worker's business, so that clients take turns; see worker.py.
-    page.queue(default_concurrency_limit=None, max_size=4 * house.limits.waiting)
-    return page, desk
+    page.queue(default_concurrency_limit=None, max_size=4 * config.limits.waiting)
+    return page, broker
 
 
-def launch(page: gr.Blocks, desk: Desk, **options: Any) -> Any:
+def launch(page: gr.Blocks, broker: RequestBroker, **options: Any) -> Any:
     """Serve the page; `options` are Gradio's own `launch`'s. Starts loading the first student."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    limits, first = desk.house.limits, desk.house.first
-    desk.worker.submit("the owner", lambda models: models.studio(first))
-    guard = Middleware(Guard, limit=limits.body, leave=desk.leave)
+    limits, first = broker.config.limits, broker.config.first
+    broker.worker.submit("the owner", lambda models: models.studio(first))
+    guard = Middleware(Guard, limit=limits.body, leave=broker.leave)
     settled: dict[str, Any] = {
         "theme": gr.themes.Soft(font=FONTS, font_mono=MONO),
         "css_paths": STYLE,
@@ -76,7 +76,7 @@ def launch(page: gr.Blocks, desk: Desk, **options: Any) -> Any:
         "mcp_server": False,
         "ssr_mode": False,
         "pwa": False,
-        "allowed_paths": [str(desk.house.train)] if desk.house.train else [],
+        "allowed_paths": [str(broker.config.train)] if broker.config.train else [],
         "quiet": True,
         "show_error": False,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from .state import House, size_of
+from .state import ServerConfig, size_of
 
 NAMES = ("student", "decoders", "width", "height", "lora", "strength")
 
@@ -15,29 +15,29 @@ NAMES = ("student", "decoders", "width", "height", "lora", "strength")
 class Choices:
     """The components, in the order of `NAMES`."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         with gr.Accordion("Student and size", open=False):
             with gr.Row():
-                self.student = student(house, "Student")
-                self.decoders = decoders(house, "Decoders", "exact")
+                self.student = student(config, "Student")
+                self.decoders = decoders(config, "Decoders", "exact")
             with gr.Row():
-                width, height = _sides(house, house.first)
+                width, height = _sides(config, config.first)
                 self.width = gr.Slider(label="Width (px)", min_width=130, **width)
                 self.height = gr.Slider(label="Height (px)", min_width=130, **height)
-            with gr.Row(visible=bool(house.loras or house.train)):
-                names = [("none", ""), *((name, name) for name in house.loras)]
+            with gr.Row(visible=bool(config.loras or config.train)):
+                names = [("none", ""), *((name, name) for name in config.loras)]
                 self.lora = gr.Dropdown(names, value="", label="LoRA", min_width=160)
                 self.strength = gr.Slider(-2, 2, 1, step=0.05, label="LoRA strength", min_width=160)
-            licence = gr.Markdown(_licence(house, house.first))
+            license = gr.Markdown(_license(config, config.first))
 
         def changed(label: str) -> Any:
-            width, height = (gr.Slider(**side) for side in _sides(house, label))
-            return width, height, _licence(house, label)
+            width, height = (gr.Slider(**side) for side in _sides(config, label))
+            return width, height, _license(config, label)
 
         self.student.input(
             changed,
             [self.student],
-            [self.width, self.height, licence],
+            [self.width, self.height, license],
             show_progress="hidden",
             api_visibility="private",
             queue=False,
@@ -58,23 +58,25 @@ class Choices:
         return dict(zip(NAMES, values, strict=True))
 
 
-def student(house: House, label: str, value: str | None = None) -> gr.Dropdown:
-    return gr.Dropdown(list(house.students), value=value or house.first, label=label, min_width=160)
+def student(config: ServerConfig, label: str, value: str | None = None) -> gr.Dropdown:
+    return gr.Dropdown(
+        list(config.students), value=value or config.first, label=label, min_width=160
+    )
 
 
-def decoders(house: House, label: str, value: str) -> gr.Radio:
-    return gr.Radio(list(house.modes), value=value, label=label, min_width=160)
+def decoders(config: ServerConfig, label: str, value: str) -> gr.Radio:
+    return gr.Radio(list(config.modes), value=value, label=label, min_width=160)
 
 
-def _sides(house: House, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sides(config: ServerConfig, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sliders for a student's width and height."""
-    if label not in house.students:
+    if label not in config.students:
         raise gr.Error("There is no such student here.", print_exception=False)
-    *own, factor = size_of(house.students[label])
+    *own, factor = size_of(config.students[label])
     width, height = (
         {
             "minimum": factor * max(side // 2 // factor, 1),
-            "maximum": side * house.limits.enlarge,
+            "maximum": side * config.limits.enlarge,
             "value": side,
             "step": factor,
         }
@@ -83,5 +85,5 @@ def _sides(house: House, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return width, height
 
 
-def _licence(house: House, label: str) -> str:
-    return f"Licence of **{label}**: {house.licence(label)}"
+def _license(config: ServerConfig, label: str) -> str:
+    return f"Licence of **{label}**: {config.license(label)}"

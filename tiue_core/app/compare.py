@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from .broker import RequestBroker, told
 from .choices import Choices, decoders, student
-from .desk import Desk, told
 from .paint import Picture
 from .parts import empty, latency, versus
 
@@ -21,20 +21,20 @@ def psnr(left: Any, right: Any) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def compare(desk: Desk, choices: Choices) -> None:
+def compare(broker: RequestBroker, choices: Choices) -> None:
     """The tab."""
-    labels = list(desk.house.students)
+    labels = list(broker.config.students)
     prompt = gr.Textbox("a cat on a blue background", label="Prompt", lines=2)
     with gr.Row(equal_height=True):
         with gr.Group():
             one, one_way = (
-                student(desk.house, "Left"),
-                decoders(desk.house, "Left decoders", "exact"),
+                student(broker.config, "Left"),
+                decoders(broker.config, "Left decoders", "exact"),
             )
         with gr.Group():
-            other = student(desk.house, "Right", labels[min(1, len(labels) - 1)])
+            other = student(broker.config, "Right", labels[min(1, len(labels) - 1)])
             other_way = decoders(
-                desk.house, "Right decoders", "exact" if len(labels) > 1 else "fast"
+                broker.config, "Right decoders", "exact" if len(labels) > 1 else "fast"
             )
     with gr.Row(equal_height=True):
         seed = gr.Number(0, label="Seed of both", precision=0, minimum=0)
@@ -59,10 +59,10 @@ def compare(desk: Desk, choices: Choices) -> None:
         if len({one, other, named["student"]}) > 1:  # other students, other sizes
             named |= {"width": None, "height": None}
         for label, way in ((one, one_way), (other, other_way)):
-            order = desk.house.order(
+            order = broker.config.order(
                 text, number or 0, **{**named, "student": label, "decoders": way}
             )
-            pair.append(await desk.paint(request, order, f"compare {len(pair)}"))
+            pair.append(await broker.paint(request, order, f"compare {len(pair)}"))
         left, right = pair
         names = (f"{one}, {one_way}", f"{other}, {other_way}")
         same = left.image.size == right.image.size

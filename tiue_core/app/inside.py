@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .broker import RequestBroker, told
 from .choices import Choices
-from .desk import Desk, told
 from .paint import (
     Picture,
     Stopwatch,
@@ -31,7 +31,7 @@ from .parts import (
     gallery,
 )
 from .parts import png_of as plain_png
-from .state import House, Order, decoders_of
+from .state import Order, ServerConfig, decoders_of
 from .worker import Models
 
 SLIDERS = 8  # as many decoders have a slider; the paper studies K from 1 to 8
@@ -110,7 +110,7 @@ def _coloured(level: Any) -> Any:
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
-def inside(desk: Desk, choices: Choices) -> None:
+def inside(broker: RequestBroker, choices: Choices) -> None:
     """The tab."""
     gr.Markdown(INTRO)
     with gr.Row(equal_height=False):
@@ -121,7 +121,7 @@ def inside(desk: Desk, choices: Choices) -> None:
                 "a frog on a red background", label="Decoders' prompt", lines=2, visible=False
             )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            first = _sliders(desk.house, desk.house.first)
+            first = _sliders(broker.config, broker.config.first)
             gains = [
                 gr.Slider(-1, 3, step=0.05, label=f"Weight of decoder {i + 1}, times", **first[i])
                 for i in range(SLIDERS)
@@ -143,10 +143,10 @@ def inside(desk: Desk, choices: Choices) -> None:
         request: gr.Request, text: str, other: bool, told_them: str, number: Any, *rest: Any
     ) -> Any:
         factors, chosen = rest[:SLIDERS], choices.named(rest[SLIDERS:])
-        order = desk.house.order(text, number or 0, **{**chosen, "decoders": "exact"})
-        theirs = desk.house.order(told_them).prompt if other else None
+        order = broker.config.order(text, number or 0, **{**chosen, "decoders": "exact"})
+        theirs = broker.config.order(told_them).prompt if other else None
         times = [float(factor) for factor in factors]
-        seen = await desk.do(
+        seen = await broker.do(
             request, lambda models: look(models, order, times, theirs), LANE, (LANE,)
         )
         return (
@@ -170,7 +170,7 @@ def inside(desk: Desk, choices: Choices) -> None:
         **quietly,
     )
     choices.student.input(
-        lambda label: [gr.Slider(**slider) for slider in _sliders(desk.house, label)],
+        lambda label: [gr.Slider(**slider) for slider in _sliders(broker.config, label)],
         [choices.student],
         gains,
         queue=False,
@@ -181,8 +181,8 @@ def inside(desk: Desk, choices: Choices) -> None:
     back.then(paint, inputs, outputs, concurrency_limit=None, **quietly)
 
 
-def _sliders(house: House, label: str) -> list[dict[str, Any]]:
+def _sliders(config: ServerConfig, label: str) -> list[dict[str, Any]]:
     """One slider for each decoder of a student, as trained; the others are hidden."""
-    source = house.students.get(label)
+    source = config.students.get(label)
     shown = decoders_of(source) if source else 0
     return [{"visible": i < shown, "value": 1} for i in range(SLIDERS)]

@@ -23,10 +23,10 @@ from ..batch.lists import KINDS
 from ..batch.schema import BadRow
 from ..batch.studio import Plan, Studio
 from ..errors import TiueError
+from .broker import RequestBroker, client_of, told
 from .choices import Choices
-from .desk import Desk, client_of, told
 from .parts import empty, table
-from .state import House
+from .state import ServerConfig
 
 SHOWN = 200  # rows of the table
 _BATCH = 4  # pictures a turn: others are waiting too
@@ -52,7 +52,7 @@ class Checked:
         return f"{self.pictures} picture{'s' * (self.pictures != 1)} to make{bad}"
 
 
-def plan_of(house: House, text: Any, kind: Any) -> Plan:
+def plan_of(config: ServerConfig, text: Any, kind: Any) -> Plan:
     """A list as pasted, or as a client sent it.
 
     Raises:
@@ -60,11 +60,11 @@ def plan_of(house: House, text: Any, kind: Any) -> Plan:
     """
     if not isinstance(text, str):
         raise TiueError("the list is no text: paste it, or give a file")
-    if len(text) > house.limits.upload:
-        raise TiueError(f"the list has {len(text)} characters: give up to {house.limits.upload}")
+    if len(text) > config.limits.upload:
+        raise TiueError(f"the list has {len(text)} characters: give up to {config.limits.upload}")
     if kind not in KINDS:
         raise TiueError(f"a list is one of {', '.join(KINDS)}: choose its kind")
-    return Plan(text, kind=kind, loras=house.lora_folder, batch_size=_BATCH)
+    return Plan(text, kind=kind, loras=config.lora_folder, batch_size=_BATCH)
 
 
 def read_upload(path: Path, limit: int) -> tuple[str, str]:
@@ -91,7 +91,7 @@ def read_upload(path: Path, limit: int) -> tuple[str, str]:
     return text, kind
 
 
-def check(house: House, studio: Studio, plan: Plan) -> Checked:
+def check(config: ServerConfig, studio: Studio, plan: Plan) -> Checked:
     """Look a list through without painting.
 
     Raises:
@@ -99,7 +99,7 @@ def check(house: House, studio: Studio, plan: Plan) -> Checked:
     """
     rows: list[dict[str, Any]] = []
     pictures = bad = 0
-    most = house.limits.pictures
+    most = config.limits.pictures
     for job in islice(plan.jobs(studio.settings), 4 * most):
         if isinstance(job, BadRow):
             bad += 1
@@ -119,8 +119,10 @@ def check(house: House, studio: Studio, plan: Plan) -> Checked:
 class ListRun:
     """A list being made in a folder of its own, which goes when it is closed."""
 
-    def __init__(self, desk: Desk, client: str, student: str, studio: Studio, plan: Plan) -> None:
-        self.desk, self.client, self.plan = desk, client, plan
+    def __init__(
+        self, broker: RequestBroker, client: str, student: str, studio: Studio, plan: Plan
+    ) -> None:
+        self.broker, self.client, self.plan = broker, client, plan
         self.studio = Studio(studio.painter, studio.settings)  # with notes of its own
         self.folder = Path(tempfile.mkdtemp(prefix="tiue-list-"))
         self.run: Run | None = None
@@ -139,7 +141,7 @@ class ListRun:
         def turn(models: Any) -> Any:
             return models.studio(self._student).painter.paint(batch)
 
-        self._turn = self.desk.worker.submit(self.client, turn, lane="list")
+        self._turn = self.broker.worker.submit(self.client, turn, lane="list")
         return self._turn.result()
 
     def cancel(self) -> None:
@@ -164,7 +166,7 @@ class ListRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def lists(desk: Desk, choices: Choices) -> None:
+def lists(broker: RequestBroker, choices: Choices) -> None:
     """The tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
@@ -174,7 +176,7 @@ def lists(desk: Desk, choices: Choices) -> None:
             )  # fmt: skip
             kind = gr.Radio(list(KINDS), value="csv", label="Kind of list")
             upload = gr.File(
-                label=f"Or a file, up to {desk.house.limits.upload >> 20} MB",
+                label=f"Or a file, up to {broker.config.limits.upload >> 20} MB",
                 file_types=[".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".yaml", ".yml"],
                 height=110,
                 elem_id="tiue-upload",
@@ -192,34 +194,34 @@ def lists(desk: Desk, choices: Choices) -> None:
     )  # fmt: skip
 
     async def studio_of(request: gr.Request, label: Any) -> Studio:
-        order = desk.house.order("", student=label)  # a student that is offered
-        return await desk.do(request, lambda models: models.studio(order.student), "check")
+        order = broker.config.order("", student=label)  # a student that is offered
+        return await broker.do(request, lambda models: models.studio(order.student), "check")
 
     @told
     async def look(listed: str, sort: str, label: str, request: gr.Request) -> Any:
-        plan = plan_of(desk.house, listed, sort)
-        checked = check(desk.house, await studio_of(request, label), plan)
+        plan = plan_of(broker.config, listed, sort)
+        checked = check(broker.config, await studio_of(request, label), plan)
         return table(checked.rows, ("line", "prompt", "seed", "size"), checked.caption)
 
     @told
     def read(file: str | None) -> Any:
         if file is None:
             return gr.skip(), gr.skip()
-        return read_upload(Path(file), desk.house.limits.upload)
+        return read_upload(Path(file), broker.config.limits.upload)
 
     @told
     def run(listed: str, sort: str, label: str, request: gr.Request) -> Iterator[Any]:
         client = client_of(request)
-        if client in desk.lists:
+        if client in broker.lists:
             raise TiueError("a list of yours is being made: stop it first, or wait")
-        plan, order = plan_of(desk.house, listed, sort), desk.house.order("", student=label)
-        future = desk.worker.submit(client, lambda models: models.studio(order.student))
+        plan, order = plan_of(broker.config, listed, sort), broker.config.order("", student=label)
+        future = broker.worker.submit(client, lambda models: models.studio(order.student))
         studio = future.result()
-        checked = check(desk.house, studio, plan)
+        checked = check(broker.config, studio, plan)
         if not checked.pictures:
             raise TiueError("there is no good row in this list: mend the rows marked")
         made: list[tuple[str, str]] = []
-        desk.lists[client] = work = ListRun(desk, client, order.student, studio, plan)
+        broker.lists[client] = work = ListRun(broker, client, order.student, studio, plan)
         busy, idle = gr.Button(interactive=False), gr.Button(interactive=True)
         try:
             hidden = gr.DownloadButton(visible=False)
@@ -240,12 +242,12 @@ def lists(desk: Desk, choices: Choices) -> None:
             archive = gr.DownloadButton(value=str(work.zip()), visible=True)
             yield ", ".join(words), made, archive, idle, busy
         finally:
-            desk.lists.pop(client, None)
+            broker.lists.pop(client, None)
             work.remove()  # what is shown has been copied by now
 
     @told
     def halt(request: gr.Request) -> None:
-        running = desk.lists.get(client_of(request))
+        running = broker.lists.get(client_of(request))
         if running is not None:
             running.cancel()
 
@@ -265,4 +267,4 @@ def lists(desk: Desk, choices: Choices) -> None:
     )
     stop.click(halt, None, None, queue=False, **private)
     with suppress(AttributeError):
-        desk.page.load(look, listed, [rows], **quietly)
+        broker.page.load(look, listed, [rows], **quietly)

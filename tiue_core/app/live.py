@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
+from .broker import RequestBroker, told
 from .choices import Choices
-from .desk import Desk, told
 from .parts import (
     STRIP_SCRIPT,
     empty,
@@ -28,9 +28,9 @@ DRAWN = 2**32  # seeds that the dice may show: short enough to be read
 LIVE, MORE = "live", "variations"  # lanes: a new text makes both needless
 
 
-def live(desk: Desk, choices: Choices) -> None:
+def live(broker: RequestBroker, choices: Choices) -> None:
     """The tab."""
-    limits = desk.house.limits
+    limits = broker.config.limits
     with gr.Row(equal_height=False, elem_id="tiue-live"):
         with gr.Column(min_width=0, elem_id="tiue-ask"):
             prompt = gr.Textbox(
@@ -82,8 +82,8 @@ def live(desk: Desk, choices: Choices) -> None:
     async def paint(request: gr.Request, text: str, number: Any, pinned: bool, *chosen: Any) -> Any:
         if not pinned:
             number = secrets.randbelow(DRAWN)
-        order = desk.house.order(text, number or 0, **choices.named(chosen))
-        made = await desk.paint(request, order, LIVE, (LIVE, MORE))
+        order = broker.config.order(text, number or 0, **choices.named(chosen))
+        made = await broker.paint(request, order, LIVE, (LIVE, MORE))
         return figure(made), latency(made), number or 0
 
     @told
@@ -94,8 +94,8 @@ def live(desk: Desk, choices: Choices) -> None:
         made = []
         for step in range(1, limits.variations + 1):
             following = (int(number or 0) + step) % (SEED_LIMIT + 1)
-            order = desk.house.order(text, following, **choices.named(chosen))
-            made.append(await desk.paint(request, order, MORE))
+            order = broker.config.order(text, following, **choices.named(chosen))
+            made.append(await broker.paint(request, order, MORE))
             yield strip(made)
 
     quietly: dict[str, Any] = {
@@ -135,12 +135,12 @@ def live(desk: Desk, choices: Choices) -> None:
         return int(event.seed)
 
     repaint(row.select(take, None, [seed], **instantly))
-    _history(desk, history, keep, past, prompt, seed, repaint, instantly)
-    repaint(desk.page.load(lambda: None, None, None, **instantly))
+    _history(broker, history, keep, past, prompt, seed, repaint, instantly)
+    repaint(broker.page.load(lambda: None, None, None, **instantly))
 
 
 def _history(
-    desk: Desk,
+    broker: RequestBroker,
     history: Any,
     keep: Any,
     past: Any,
@@ -150,7 +150,7 @@ def _history(
     instantly: dict[str, Any],
 ) -> None:
     """Prompts that were rested upon: on Enter, and when the box is left."""
-    limit = desk.house.limits.history
+    limit = broker.config.limits.history
 
     def clean(state: Any) -> dict[str, Any]:
         state = state if isinstance(state, dict) else {}
@@ -177,7 +177,7 @@ def _history(
         state = {"keep": on, "past": clean(state)["past"] if on else []}
         return state, gr.Dataset(samples=state["past"])
 
-    desk.page.load(show, [history], [past, keep], **instantly)
+    broker.page.load(show, [history], [past, keep], **instantly)
     gr.on(
         [prompt.submit, prompt.blur],
         remember,

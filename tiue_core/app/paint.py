@@ -132,8 +132,8 @@ def ready(models: Models, order: Order) -> tuple[Any, Order]:
     """
     studio = models.studio(order.student)
     own = (studio.settings.width, studio.settings.height)
-    order = check_size(order, own, studio.settings.factor, models.house.limits)
-    loras = models.house.lora_of(order)
+    order = check_size(order, own, studio.settings.factor, models.config.limits)
+    loras = models.config.lora_of(order)
     with plainly():
         if order.draft and studio.painter.pipe.draft_vae is None:
             studio.painter.pipe.load_draft()
@@ -158,7 +158,7 @@ def paint(models: Models, order: Order) -> Picture:
 
 
 def png_of(models: Models, studio: Any, order: Order, image: Any) -> bytes:
-    source = models.house.students[order.student]
+    source = models.config.students[order.student]
     metadata = record(
         studio.painter.pipe,
         source,
@@ -167,7 +167,7 @@ def png_of(models: Models, studio: Any, order: Order, image: Any) -> bytes:
         draft=order.draft,
         loras=[
             {"name": lora.name, "strength": lora.strength, "hash": digest}
-            for lora, digest in models.house.lora_of(order)
+            for lora, digest in models.config.lora_of(order)
         ],
     )
     size = {"width": image.width, "height": image.height}

@@ -57,7 +57,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class House:
+class ServerConfig:
     """What the owner offers.
 
     Args:
@@ -78,8 +78,10 @@ class House:
     optimize: bool = False
 
     @classmethod
-    def of(cls, sources: Iterable[Source], loras: Path | None = None, **options: Any) -> House:
-        """A house of students already found, and of the LoRAs in a folder.
+    def of(
+        cls, sources: Iterable[Source], loras: Path | None = None, **options: Any
+    ) -> ServerConfig:
+        """A config of students already found, and of the LoRAs in a folder.
 
         Raises:
             TiueError: no student, or `loras` is no folder.
@@ -101,13 +103,13 @@ class House:
     def first(self) -> str:
         return next(iter(self.students))
 
-    def licence(self, label: str) -> str:
+    def license(self, label: str) -> str:
         """The licence of a student, where it is one that we know."""
         source = self.students.get(label)
         known = REGISTRY.get(source.name) if source else None
         if known is None:
             return "its owner's licence holds; this page knows nothing of it"
-        return known.licence + known.base
+        return known.license + known.base
 
     @property
     def modes(self) -> tuple[str, ...]:

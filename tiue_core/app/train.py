@@ -18,7 +18,7 @@ import gradio as gr
 
 from ..errors import TiueError
 from ..io.images import slug
-from .desk import Desk, client_of, told
+from .broker import RequestBroker, client_of, told
 
 METHODS = ("transfer", "paired", "one-pass")
 FILES = 200  #: pictures and captions of one training
@@ -68,7 +68,7 @@ class Training:
 
 
 def recipe_of(
-    desk: Desk, folder: Path, name: str, trigger: str, student: str, **settings: Any
+    broker: RequestBroker, folder: Path, name: str, trigger: str, student: str, **settings: Any
 ) -> Any:
     """What was asked for on the page, checked.
 
@@ -77,8 +77,8 @@ def recipe_of(
     """
     from ..train.recipe import LoraRecipe, checked
 
-    source = desk.house.students[desk.house.order("", student=student).student]
-    assert desk.house.train is not None
+    source = broker.config.students[broker.config.order("", student=student).student]
+    assert broker.config.train is not None
     if not name.strip():
         raise TiueError("the LoRA has no name: give it one")
     plain = ("method", "style")
@@ -87,7 +87,7 @@ def recipe_of(
         LoraRecipe,
         {
             **settings,
-            "out": desk.house.train / f"{slug(name)}.safetensors",
+            "out": broker.config.train / f"{slug(name)}.safetensors",
             "images": folder,
             "trigger": trigger.strip() or None,
             "student": source.name if source.unet or source.name == "stickers" else source.path,
@@ -113,7 +113,7 @@ def gather(uploads: Sequence[str] | None, folder: Path) -> None:
         shutil.copyfile(upload, target)
 
 
-def train(desk: Desk, choices: Any) -> None:
+def train(broker: RequestBroker, choices: Any) -> None:
     """The tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
@@ -163,17 +163,17 @@ def train(desk: Desk, choices: Any) -> None:
         request: gr.Request,
     ) -> Iterator[Any]:
         client = client_of(request)
-        if desk.training is not None:
+        if broker.training is not None:
             raise TiueError("something is being trained already: try again when it is done")
         with tempfile.TemporaryDirectory(prefix="tiue-train-") as scratch:
             gather(uploads, Path(scratch))
             settings = {"method": way, "steps": first, "student_steps": then, "rank": size}
             settings |= {"alpha": size, "seed": start, "style": styled}
-            recipe = recipe_of(desk, Path(scratch), named, word, label, **settings)
+            recipe = recipe_of(broker, Path(scratch), named, word, label, **settings)
             if recipe.out.exists():
                 raise TiueError(f"there is a LoRA called {recipe.out.stem}: give another name")
-            work = desk.training = Training(recipe)
-            desk.lists[client] = _Leaves(work.stop)
+            work = broker.training = Training(recipe)
+            broker.lists[client] = _Leaves(work.stop)
             busy, idle = gr.Button(interactive=False), gr.Button(interactive=True)
             hidden = gr.DownloadButton(visible=False)
             try:
@@ -185,9 +185,9 @@ def train(desk: Desk, choices: Any) -> None:
             finally:
                 work.stop()
                 work.thread.join()
-                desk.training = None
-                desk.lists.pop(client, None)
-        desk.house.loras[recipe.out.stem] = recipe.out
+                broker.training = None
+                broker.lists.pop(client, None)
+        broker.config.loras[recipe.out.stem] = recipe.out
         word_ = recipe.trigger or "your captions' words"
         words = f"**{recipe.out.stem}** is written, and offered as a LoRA. Say *{word_}*."
         saved = gr.DownloadButton(value=str(recipe.out), visible=True)
@@ -195,8 +195,8 @@ def train(desk: Desk, choices: Any) -> None:
 
     @told
     def halt() -> None:
-        if desk.training is not None:
-            desk.training.stop()
+        if broker.training is not None:
+            broker.training.stop()
 
     private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     given = [files, name, trigger, choices.student, style, method, steps, more, rank, seed]
@@ -210,7 +210,7 @@ def train(desk: Desk, choices: Any) -> None:
         api_visibility="private",
     )
     running.success(
-        lambda: gr.Dropdown([("none", ""), *((n, n) for n in desk.house.loras)]),
+        lambda: gr.Dropdown([("none", ""), *((n, n) for n in broker.config.loras)]),
         None,
         [choices.lora],
         queue=False,
@@ -220,7 +220,7 @@ def train(desk: Desk, choices: Any) -> None:
 
 
 class _Leaves:
-    """What `desk.leave` cancels when a client goes."""
+    """What `broker.leave` cancels when a client goes."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self.cancel = cancel

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import TiueError
-from .state import House, Limits
+from .state import Limits, ServerConfig
 
 Work = Callable[["Models"], Any]
 
@@ -32,8 +32,8 @@ class LeftError(Exception):
 class Models:
     """Loaded students, the least recently used ones put away. Of the worker's thread alone."""
 
-    def __init__(self, house: House) -> None:
-        self.house = house
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
         self._studios: OrderedDict[str, Any] = OrderedDict()
 
     def studio(self, label: str) -> Any:
@@ -45,14 +45,14 @@ class Models:
         if label not in self._studios:
             from ..batch.studio import Studio
 
-            while len(self._studios) >= self.house.limits.loaded:
+            while len(self._studios) >= self.config.limits.loaded:
                 self._studios.popitem(last=False)
-            house = self.house
+            config = self.config
             studio = Studio.open(
-                house.students[label], device=house.device, dtype=house.dtype, base=house.base
+                config.students[label], device=config.device, dtype=config.dtype, base=config.base
             )
             check_finite(studio.painter.pipe, label)
-            if house.optimize:
+            if config.optimize:
                 with warnings.catch_warnings():  # where nothing pays, it paints as before
                     warnings.filterwarnings("ignore", message="optimizing does not pay")
                     studio.painter.pipe.optimize()

@@ -10,7 +10,7 @@ TEACHER_GUIDANCE = 2.0  #: the miniature teacher's best of 2, 3 and 4.5 (docs/fi
 
 def rows() -> list[System]:
     """The same systems in miniature."""
-    own = (Part("pipeline", licence="Apache-2.0"),)
+    own = (Part("pipeline", license="Apache-2.0"),)
     grid = {50: LEADING_50, 15: tuple(range(925, 0, -66)), 4: (751, 501, 251, 1)}
     rows = [
         System(

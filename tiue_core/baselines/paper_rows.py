@@ -96,7 +96,7 @@ ROWS: list[System] = [
         "GigaGAN's published COCO images; there are no weights",
         "images",
         pixels=256,
-        parts=(Part("images", licence="evaluation code MIT; the pictures are their authors'"),),
+        parts=(Part("images", license="evaluation code MIT; the pictures are their authors'"),),
         paper="GigaGAN",
         prediction="GAN",
         note="give the folder: gigagan:FOLDER",
@@ -183,7 +183,7 @@ ROWS: list[System] = [
         (999,),
         parts=(
             Part("base", "stabilityai/sd-turbo", "Stability AI Community License"),
-            Part("unet", licence=NON_COMMERCIAL),
+            Part("unet", license=NON_COMMERCIAL),
         ),
         paper="SwiftBrushv2",
         note="no hub repository: download `unet_ema` from where the authors' page points, then "

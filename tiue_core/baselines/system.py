@@ -23,13 +23,13 @@ class Part:
 
     kind: str
     hub_id: str = ""
-    licence: str = ""
+    license: str = ""
     file: str = ""
     revision: str | None = None
 
     def terms(self) -> str:
         """The licence in one line, as shown before a download."""
-        return f"{self.hub_id}: {self.licence}, https://huggingface.co/{self.hub_id}"
+        return f"{self.hub_id}: {self.license}, https://huggingface.co/{self.hub_id}"
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class System:
     xl: bool = False
 
     @property
-    def licence(self) -> str:
+    def license(self) -> str:
         """All licences that come with it."""
         if self.student in STUDENTS:
             student = STUDENTS[self.student]
-            return student.licence + student.base
-        found = dict.fromkeys(part.licence for part in self.parts if part.licence)
+            return student.license + student.base
+        found = dict.fromkeys(part.license for part in self.parts if part.license)
         return "; ".join(found) or "that of the pictures"
 
     def record(self) -> dict[str, Any]:
@@ -95,11 +95,11 @@ class System:
                     "hub_id": part.hub_id or None,
                     "file": part.file or None,
                     "revision": part.revision,
-                    "licence": part.licence or None,
+                    "licence": part.license or None,
                 }
                 for part in self.parts
             ],
-            "licence": self.licence,
+            "licence": self.license,
             "paper": self.paper or None,
             "note": self.note or None,
         }

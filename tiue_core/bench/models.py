@@ -15,7 +15,7 @@ from ..core.unet import SplitUNet
 from ..optimize import packed
 from ..optimize.graphs import Graphs
 from ..optimize.optimize import LAYOUTS
-from ..shared import ThriftyUNet
+from ..shared import SharedUNet
 from ..shared.doubling import double_cheaply
 from ..shared.layers import as_written
 from .shapes import flops, models
@@ -58,8 +58,8 @@ class Bench:
         self.text = made.text_encoder.to(self.device, dtype)
         self.run: Callable[..., Any] = _direct if self.on_cpu else Graphs(limit=64)
 
-        self.thrifty = ThriftyUNet(self.unet, prepare=self._prepare, run=self.run)
-        self.split = ThriftyUNet(self.unet, parts=(), prepare=self._prepare, run=self.run)
+        self.thrifty = SharedUNet(self.unet, prepare=self._prepare, run=self.run)
+        self.split = SharedUNet(self.unet, parts=(), prepare=self._prepare, run=self.run)
         for model in (self.unet, self.vae.decoder, self.tiny.decoder):
             self._prepare(model)
         for model in (self.unet, self.vae):

@@ -83,7 +83,7 @@ def app_command(
     if queue < 1:
         raise typer.BadParameter(f"{queue}: give 1 or more", param_hint="--queue")
     users = [_user(text) for text in auth or []]
-    from ..app.state import House, Limits, offered
+    from ..app.state import Limits, ServerConfig, offered
     from ..errors import TiueError
     from ..io.files import check_writable
     from .console import ask_license, emit, say
@@ -95,7 +95,7 @@ def app_command(
         check_writable(train)
         limits = replace(limits, upload=16 << 20, body=128 << 20)  # of pictures, not of lists
     port = _free_port(host, port)  # before a model is loaded
-    house = House.of(
+    config = ServerConfig.of(
         offered(student or [], ask_license(accept_license)),
         loras,
         train=train,
@@ -105,15 +105,15 @@ def app_command(
         base=base,
         optimize=optimize,
     )
-    for label in house.students:
-        say(f"{label}: {house.licence(label)}")
+    for label in config.students:
+        say(f"{label}: {config.license(label)}")
     from ..app.build import build, launch
 
-    page, desk = build(house)
+    page, broker = build(config)
     try:
         _, local, shared = launch(
             page,
-            desk,
+            broker,
             server_name=host,
             server_port=port,
             share=share,
@@ -122,18 +122,18 @@ def app_command(
             prevent_thread_lock=True,
         )
     except OSError:
-        desk.close()  # a thread that is still loading when Python ends would bring it down
+        broker.close()  # a thread that is still loading when Python ends would bring it down
         raise TiueError(f"port {port} is taken: give another --port, or 0 for a free one") from None
     address = shared or local
     if json:
-        emit({"url": address, "students": list(house.students)})
+        emit({"url": address, "students": list(config.students)})
     else:
         print(f"{address}  (Ctrl-C stops)", flush=True)
     try:
         page.block_thread()
     finally:
         page.close(verbose=False)
-        desk.close()
+        broker.close()
 
 
 def _user(text: str) -> tuple[str, str]:

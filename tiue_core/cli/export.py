@@ -130,7 +130,7 @@ def make(
             "student": source.name,
             "student_revision": source.revision,
             "student_hash": source.content_hash(),
-            "licence": _licence(source),
+            "licence": _license(source),
             "loras": [each.record() for each in loras],
         }
         try:
@@ -152,11 +152,11 @@ def _load(source: Any, dtype: str, base: str | None, loras: list[Any]) -> Any:
     return pipe
 
 
-def _licence(source: Any) -> str:
+def _license(source: Any) -> str:
     from ..students.resolve import REGISTRY
 
     known = REGISTRY.get(source.name)
-    return known.licence + known.base if known else "as the student's own folder says"
+    return known.license + known.base if known else "as the student's own folder says"
 
 
 def paint(

@@ -95,7 +95,7 @@ def _result(found: Found, images: list[dict[str, Any]], started: float) -> dict[
         "images": images,
         "system": {
             "name": found.system.name,
-            "licence": found.system.licence,
+            "licence": found.system.license,
             "revisions": list(found.revisions),
         },
         "seconds": round(time.monotonic() - started, 3),

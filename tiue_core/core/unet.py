@@ -95,7 +95,7 @@ class SplitUNet(nn.Module):
             down_intrablock_additional_residuals: a T2I-Adapter's, one per down block.
         """
         unet = self.unet
-        with woken(unet, conditions) as conditions:
+        with unet_call_context(unet, conditions) as conditions:
             h = noise.to(unet.dtype)
             temb, context = self._context(h, timestep, prompt_embeds, **conditions)
             adapter = list(down_intrablock_additional_residuals or ())
@@ -161,7 +161,7 @@ class SplitUNet(nn.Module):
         if prompt_embeds.ndim == 4:
             prompt_embeds = prompt_embeds.flatten(0, 1)
         chunk = chunk or K
-        with woken(self.unet, conditions) as conditions:
+        with unet_call_context(self.unet, conditions) as conditions:
             predictions = [
                 self._decode(
                     features,
@@ -293,7 +293,7 @@ def _rows(value: Any, B: int, K: int, part: slice) -> Any:
 
 
 @contextmanager
-def woken(unet: Any, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def unet_call_context(unet: Any, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Do what calling the UNet itself would do around its forward.
 
     Offloading hooks on the whole UNet bring it to its device, and ``scale`` in

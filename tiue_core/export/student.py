@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.schedule import OneWaySchedule
 from ..core.unet import Features, SplitUNet
-from ..shared import ThriftyUNet
+from ..shared import SharedUNet
 from ..shared.layers import NotUnderstoodError
 
 SAVINGS = ("skips", "attention", "output")
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         self.register_buffer("weights", schedule.weights.float())
         self.thrifty: Any = None
         try:
-            self.thrifty = ThriftyUNet(unet, SAVINGS).decoder()
+            self.thrifty = SharedUNet(unet, SAVINGS).decoder()
         except NotUnderstoodError as error:
             warnings.warn(f"{error}: the decoders are exported without savings", stacklevel=2)
         if self.thrifty is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.arguments import whole
 from ..core.unet import SplitUNet
-from ..shared import ThriftyUNet
+from ..shared import SharedUNet
 from ..shared.doubling import double_cheaply, double_plainly
 from ..shared.measure import Times, clock
 from . import cpu, packed
@@ -133,7 +133,7 @@ class Optimized:
         self._watches = [Watch(model) for model in self.models]
         self._seen: list[tuple] = []
         if savings:
-            self.unet = ThriftyUNet(pipe.unet, prepare=self._prepare, run=self._run)
+            self.unet = SharedUNet(pipe.unet, prepare=self._prepare, run=self._run)
             double_cheaply(pipe.vae)
         encoder = (*pipe.unet.down_blocks, pipe.unet.mid_block)
         for block in encoder if savings else (*encoder, *pipe.unet.up_blocks):
@@ -201,7 +201,7 @@ class _Trial:
     def measure(self, optimized: Optimized) -> None:
         self.say("savings")
         unet, timesteps = optimized.unet, self.schedule.timesteps
-        assert isinstance(unet, ThriftyUNet)
+        assert isinstance(unet, SharedUNet)
         features = unet.encode(self.noise, timesteps[0], self.prompts)
         optimized.parts = unet.measure(features, timesteps.tolist(), self.prompts)
 

@@ -10,11 +10,11 @@
     e   nearest-neighbour doubling, then a 3x3 convolution = a 2x2 convolution to four times the
         channels at the small size, interleaved.
 
-The prediction is the same, up to rounding: 1e-15 relative in float64. ``ThriftyUNet`` stands where
+The prediction is the same, up to rounding: 1e-15 relative in float64. ``SharedUNet`` stands where
 a ``SplitUNet`` stands. Where a layer carries something that cannot be looked through (a hook, a
 replaced forward, FreeU, an adapter other than LoRA) that layer runs as it is, and says so once.
 """
 
-from .unet import ThriftyUNet
+from .unet import SharedUNet
 
-__all__ = ["ThriftyUNet"]
+__all__ = ["SharedUNet"]

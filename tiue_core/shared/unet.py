@@ -1,4 +1,4 @@
-"""``ThriftyUNet``: a ``SplitUNet`` whose K decoders share what they have in common."""
+"""``SharedUNet``: a ``SplitUNet`` whose K decoders share what they have in common."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.unet import Features, SplitUNet, woken
+from ..core.unet import Features, SplitUNet, unet_call_context
 from .decoder import PARTS, Decoder
 from .layers import NotUnderstoodError, probe, state_of
 from .measure import Times, not_worth_it, times
 
 
-class ThriftyUNet(SplitUNet):
+class SharedUNet(SplitUNet):
     """The same two halves, the same predictions; the decoder without repeated work.
 
     Weights may change and LoRAs come and go between calls: what is derived from them (halves of
@@ -52,7 +52,7 @@ class ThriftyUNet(SplitUNet):
         one = not isinstance(timestep, Tensor) or timestep.ndim == 0
         if not one or self._unfit(noise, prompt_embeds, conditions) is not None:
             return super().encode(noise, timestep, prompt_embeds, **conditions)
-        with woken(self.unet, conditions):
+        with unet_call_context(self.unet, conditions):
             try:
                 self.decoder()  # clears the tables if they are out of date
             except NotUnderstoodError:
@@ -80,7 +80,7 @@ class ThriftyUNet(SplitUNet):
         reason = self._unfit(features.mid, prompt_embeds, conditions)
         if reason is None:
             try:
-                with woken(self.unet, conditions):
+                with unet_call_context(self.unet, conditions):
                     return self._thrifty(features, timesteps, prompt_embeds, chunk, weights)
             except NotUnderstoodError as error:
                 reason = str(error)

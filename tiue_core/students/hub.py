@@ -62,8 +62,8 @@ def download(
     except Exception as error:
         raise _explain(hub_id, revision or pinned, error) from error
     if terms is None:
-        licence = getattr(info.card_data, "license", None) or "no licence stated"
-        terms = f"{hub_id}: {licence}, https://huggingface.co/{hub_id}"
+        license = getattr(info.card_data, "license", None) or "no licence stated"
+        terms = f"{hub_id}: {license}, https://huggingface.co/{hub_id}"
     if not (accept(terms) if callable(accept) else accept):
         raise TiueError(
             f"the licence is not accepted ({terms}): "
@@ -109,9 +109,9 @@ def pins() -> dict[str, Any]:
     return {key: value for key, value in content.items() if isinstance(value, dict)}
 
 
-def pin(hub_id: str, revision: str, licence: str | None = None) -> None:
+def pin(hub_id: str, revision: str, license: str | None = None) -> None:
     """Use this commit from now on; where that cannot be noted, say so and go on."""
-    entry = {"revision": revision, **({"licence": licence} if licence else {})}
+    entry = {"revision": revision, **({"licence": license} if license else {})}
     text = json.dumps({**pins(), hub_id: entry}, indent=2, sort_keys=True)
     try:
         write_atomically(_pin_file(), text.encode() + b"\n")

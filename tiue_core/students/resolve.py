@@ -41,7 +41,7 @@ class Student:
 
     name: str
     about: str
-    licence: str
+    license: str
     base: str = ""
     folder: Path | None = None
     hub_id: str | None = None
@@ -49,7 +49,7 @@ class Student:
 
     def terms(self) -> str:
         """The licence in one line, as shown before a download."""
-        return f"{self.name} ({self.hub_id or 'built in'}): {self.licence}{self.base}"
+        return f"{self.name} ({self.hub_id or 'built in'}): {self.license}{self.base}"
 
 
 NON_COMMERCIAL = (
@@ -190,7 +190,7 @@ def overview() -> list[dict[str, Any]]:
             {
                 "name": student.name,
                 "about": student.about,
-                "licence": student.licence + student.base,
+                "licence": student.license + student.base,
                 "hub_id": student.hub_id,
                 "here": here,
                 "path": str(path) if here else None,

@@ -60,7 +60,7 @@ class Task(Protocol):
         ...
 
 
-def rate(recipe: Recipe, step: int) -> float:
+def lr_lambda(recipe: Recipe, step: int) -> float:
     """Learning-rate factor in [0, 1]: linear warm-up, constant, linear decay to zero at the end."""
     factor = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     if recipe.decay:
@@ -104,11 +104,11 @@ def descend(
     clip: float,
 ) -> torch.Tensor:
     """Backward, mean over processes, clip to norm ``clip``, step; returns the norm before."""
-    gather(accelerator, loss)
-    return settle(accelerator, optimizer, clip)
+    backward(accelerator, loss)
+    return optimizer_step(accelerator, optimizer, clip)
 
 
-def gather(accelerator: Accelerator, loss: torch.Tensor) -> None:
+def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """Backward; a loss that is no number moves nothing."""
     if not torch.isfinite(loss):
         raise LossError(
@@ -118,7 +118,9 @@ def gather(accelerator: Accelerator, loss: torch.Tensor) -> None:
     accelerator.backward(loss)
 
 
-def settle(accelerator: Accelerator, optimizer: torch.optim.Optimizer, clip: float) -> torch.Tensor:
+def optimizer_step(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, clip: float
+) -> torch.Tensor:
     """Mean over processes, clip to norm ``clip``, step; returns the norm before."""
     learned = [p for group in optimizer.param_groups for p in group["params"]]
     if accelerator.num_processes > 1:
@@ -210,9 +212,9 @@ def train(
     scaler = accelerator.scaler
     start = checkpoint.load_latest(folder, *networks, about, scaler=scaler)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
-    foresee = getattr(task, "foresee", None)
-    if foresee and announce and start == 0 and accelerator.is_main_process:
-        for line in foresee(accelerator):
+    estimate = getattr(task, "estimate", None)
+    if estimate and announce and start == 0 and accelerator.is_main_process:
+        for line in estimate(accelerator):
             announce(line)
     task.prepare(accelerator)
     for name, optimizer in task.optimizers.items():  # fp16 needs its scaler between the two
@@ -233,7 +235,7 @@ def train(
             raise Stopped(f"stopped after {step} of {recipe.steps} updates")
         for name, optimizer in task.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = bases[name] * rate(recipe, step)
+                group["lr"] = bases[name] * lr_lambda(recipe, step)
         process = 0 if getattr(task, "shared_draws", False) else accelerator.process_index
         try:
             logs = task.update(step, generator_for(recipe, step, process))

@@ -21,7 +21,7 @@ from ..pipelines.sdxl import extra_rows
 from ..shared.measure import matmul_rate
 from .diffusion import Noising
 from .pairs import Pairs
-from .reals import Reals
+from .real_images import RealImages
 from .recipe import DistillRecipe
 from .rehearsal import Live, default_dtype
 from .tasks import distill
@@ -136,7 +136,7 @@ class _Rehearsed(DistillTask):
         embeds = torch.empty(shape, device=device, dtype=kind)
         some = torch.empty(count, *self.shape)
         self.pairs = Pairs(torch.zeros(count, dtype=torch.int64), some, some)
-        self.reals = Reals(torch.zeros(count, shape[1], dtype=torch.int64), some)
+        self.real_images = RealImages(torch.zeros(count, shape[1], dtype=torch.int64), some)
         self.embeds = _Embeds(embeds)  # type: ignore[assignment]
         self.clip = None
 
@@ -165,7 +165,7 @@ def rehearse(task: DistillTask, accelerator: Accelerator) -> tuple[int, int, int
     # Without data nothing can move; what is asked to go somewhere is there already.
     still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)
     # Nor can a loss be looked at.
-    blind = patch.object(distill, "gather", lambda _, loss: loss.backward())
+    blind = patch.object(distill, "backward", lambda _, loss: loss.backward())
     with still, blind, FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         twin = _Rehearsed(recipe, task)
         twin.prepare(_Alone(accelerator))  # type: ignore[arg-type]

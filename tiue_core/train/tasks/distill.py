@@ -35,6 +35,7 @@ from ...pipelines.sdxl import extra_rows, split, take_packed
 from ..card import card
 from ..clip_term import ClipTerm
 from ..critic import Critic, fool, tell_apart
+from ..ddim_loop import ddim_loop, sequential
 from ..diffusion import Noising, guided, token_ids
 from ..draws import (
     Draws,
@@ -45,13 +46,12 @@ from ..draws import (
 )
 from ..embeds import Embeds
 from ..grids import grid
-from ..loop import adam, gather, settle
+from ..loop import adam, backward, optimizer_step
 from ..low_rank import give_adapters, write_adapters
 from ..pairs import teacher_pairs
 from ..prompts import PromptTokens, load_prompts
-from ..reals import real_images
+from ..real_images import real_images
 from ..recipe import DistillRecipe, data_seed
-from ..unshared import loop, sequential
 from ..vsd import (
     denoising,
     distance,
@@ -152,7 +152,7 @@ class DistillTask:
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
         if recipe.images or recipe.world_images:
-            self.reals = real_images(recipe, self.pipeline, accelerator)
+            self.real_images = real_images(recipe, self.pipeline, accelerator)
         if recipe.pairs:
             with plain(self.teacher):
                 self.pairs = teacher_pairs(
@@ -183,7 +183,7 @@ class DistillTask:
             losses, criticism, pictures = self._losses(step, draws)
             logs.append({name: loss.detach() for name, (_, loss) in losses.items()})
             total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
-            gather(self.accelerator, total / parts)
+            backward(self.accelerator, total / parts)
             made.append(pictures)
             told += [criticism] if criticism is not None else []
         found = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
@@ -191,7 +191,7 @@ class DistillTask:
 
         if told:
             for loss in told:
-                gather(self.accelerator, loss / parts)
+                backward(self.accelerator, loss / parts)
             found["critic"] = torch.stack(told).detach().mean()
             found["critic_norm"] = self._settle("critic")
         # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
@@ -204,7 +204,7 @@ class DistillTask:
                 dropped = uniform(draws, (len(latents), 1, 1)) < recipe.drop_prompt
                 context = torch.where(dropped.to(latents.device), empty, wanted)
                 error = self._denoising(latents, context, draws)
-                gather(self.accelerator, error / parts)
+                backward(self.accelerator, error / parts)
                 errors.append(error.detach())
             found["lora"] = torch.stack(errors).mean()
             found["lora_norm"] = self._settle("lora_teacher")
@@ -282,7 +282,7 @@ class DistillTask:
             return guided(self.teacher, z, t, prompt_embeds, self.recipe.guidance)
 
         with torch.no_grad(), self.accelerator.autocast(), plain(self.teacher):
-            wanted, z = loop(predict, self.schedule, noise)
+            wanted, z = ddim_loop(predict, self.schedule, noise)
         error = (predictions - wanted).square().mean()
         return error + (latents - z).square().mean()
 
@@ -294,7 +294,7 @@ class DistillTask:
         if not (recipe.images or recipe.world_images):
             return painted, prompt_embeds
         count = max(1, round(recipe.images_share * recipe.batch_size))
-        tokens, latents = self.reals.draw(count, generator)
+        tokens, latents = self.real_images.draw(count, generator)
         embeds = self.embeds.of(tokens).to(prompt_embeds.device)
         latents = latents.to(prompt_embeds.device)
         if count == recipe.batch_size:
@@ -349,7 +349,7 @@ class DistillTask:
         return normal(generator, (count, *self.shape)).to(self.accelerator.device)
 
     def _settle(self, name: str) -> Tensor:
-        return settle(self.accelerator, self.optimizers[name], self.recipe.grad_clip)
+        return optimizer_step(self.accelerator, self.optimizers[name], self.recipe.grad_clip)
 
     @torch.no_grad()
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
@@ -363,7 +363,7 @@ class DistillTask:
         images = vae.decode(latents / vae.config.scaling_factor).sample
         return grid(images, columns=8)
 
-    def foresee(self, accelerator: Accelerator) -> list[str]:
+    def estimate(self, accelerator: Accelerator) -> list[str]:
         """Parameters, memory and time, before anything starts."""
         from ..plan import plan
 

@@ -11,7 +11,7 @@ from ..core.schedule import OneWaySchedule
 from ..core.unet import SplitUNet
 
 
-def loop(
+def ddim_loop(
     predict: Callable[[Tensor, Tensor], Tensor], schedule: OneWaySchedule, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``predict(z, timestep)`` K times, each on the latents of the one before (Eq. 7 to 10).
@@ -35,4 +35,4 @@ def sequential(
         features = student.encode(z, timestep, prompt_embeds)
         return student.decode(features, timestep[None], prompt_embeds)[0].float()
 
-    return loop(predict, schedule, noise)
+    return ddim_loop(predict, schedule, noise)

@@ -33,7 +33,7 @@ WORLD_SEED = 70_000  #: scenes that no prompt and no measurement is made of
 
 
 @dataclass(frozen=True)
-class Reals:
+class RealImages:
     """``tokens`` (N, L) of the captions and ``latents`` (N, C, h, w), on the CPU."""
 
     tokens: Tensor
@@ -44,7 +44,7 @@ class Reals:
         return self.tokens[rows], self.latents[rows]
 
 
-def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) -> Reals:
+def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) -> RealImages:
     """The recipe's images as latents of the teacher's autoencoder, made once and kept."""
     factor = pipeline.vae_scale_factor
     side = (recipe.latent_size or pipeline.unet.config.sample_size) * factor
@@ -68,7 +68,7 @@ def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) 
         save_file({"latents": latents.half()}, partial)
         partial.replace(file)
     accelerator.wait_for_everyone()
-    return Reals(tokens, load_file(file)["latents"].float())
+    return RealImages(tokens, load_file(file)["latents"].float())
 
 
 def captions_of(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import gradio as gr
 from ..cli.console import one_line
 from ..errors import TiueError
 from .paint import Picture, paint
-from .state import House, Order
+from .state import Order, ServerConfig
 from .worker import (
     LeftError,
     Models,
@@ -25,16 +25,18 @@ from .worker import (
 )
 
 
-class Desk:
+class RequestBroker:
     """Takes orders from all tabs.
 
     Args:
         cache: where Gradio keeps what is uploaded and what can be downloaded.
     """
 
-    def __init__(self, house: House, cache: tempfile.TemporaryDirectory | None = None) -> None:
-        self.house, self.cache = house, cache
-        self.worker = Worker(Models(house), house.limits)
+    def __init__(
+        self, config: ServerConfig, cache: tempfile.TemporaryDirectory | None = None
+    ) -> None:
+        self.config, self.cache = config, cache
+        self.worker = Worker(Models(config), config.limits)
         self.lists: dict[str, Any] = {}  # running lists, by client
         self.training: Any = None  # the one that runs
         self.page: Any = None  # the gr.Blocks
