@@ -21,8 +21,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from tiue_core.bench.memory import Peak
 from tiue_core.bench.shapes import _SCHEDULER, _UNETS
+from tiue_core.core.forward_process import Noising
 from tiue_core.core.schedule import OneWaySchedule
-from tiue_core.train.diffusion import Noising
 from tiue_core.train.loop import accelerator_for
 from tiue_core.train.plan import GIB, plan
 from tiue_core.train.recipe import DistillRecipe

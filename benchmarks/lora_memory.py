@@ -21,8 +21,8 @@ from accelerate import Accelerator
 
 from tiue_core.bench.memory import Peak
 from tiue_core.bench.shapes import models
+from tiue_core.core.forward_process import Noising
 from tiue_core.optimize.cpu import give_back_pages
-from tiue_core.train.diffusion import Noising
 from tiue_core.train.lora.memory import estimate
 from tiue_core.train.lora.parts import Group, Parts, Prior
 from tiue_core.train.lora.stages import StudentStage, TransferStage

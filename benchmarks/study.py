@@ -27,15 +27,14 @@ from study_report import check, report
 from torch import Tensor
 
 from tiue_core import TiuePipeline
+from tiue_core.core.forward_process import guided_ddim, sequential
+from tiue_core.core.noise import draw_noise
 from tiue_core.core.schedule import OneWaySchedule
 from tiue_core.core.unet import SplitUNet
 from tiue_core.evaluate.metrics import frechet_distance, manifold
 from tiue_core.evaluate.stickers import PROMPT_SEED, WORLD_SEED, look
-from tiue_core.pipelines.base import draw_noise
 from tiue_core.stickers.judge import Judge, labels, right
 from tiue_core.stickers.world import Scene, World
-from tiue_core.train.ddim_loop import sequential
-from tiue_core.train.diffusion import guided_ddim
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.run import run
 from tiue_core.train.tasks.autoencoder import render_pool, to_unit

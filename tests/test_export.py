@@ -14,10 +14,10 @@ from helpers_students import make_student
 from PIL import Image
 
 from tiue_core import TiuePipeline
+from tiue_core.core.noise import draw_noise
 from tiue_core.export import noise as ours
 from tiue_core.export.runtime import Graph
 from tiue_core.export.write import export
-from tiue_core.pipelines.base import draw_noise
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -14,10 +14,10 @@ from helpers_students import kohya_lora_tensors, make_student, write_lora
 
 from tiue_core import TiuePipeline
 from tiue_core.cli.export import make
+from tiue_core.core.noise import draw_noise
 from tiue_core.errors import TiueError
 from tiue_core.export.runtime import Graph, open_session
 from tiue_core.export.write import export
-from tiue_core.pipelines.base import draw_noise
 from tiue_core.students.lora import Lora, load_loras
 
 pytestmark = pytest.mark.slow

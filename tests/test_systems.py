@@ -290,8 +290,9 @@ def test_tiue_is_four_predictions_of_one_encoding(name: str, files: dict[str, st
     ("name", "steps"), [("stickers-teacher-4", 4), ("stickers-teacher-15", 15)]
 )
 def test_the_miniatures_teacher_is_the_trainers_sampler(name: str, steps: int) -> None:
-    from tiue_core.pipelines.base import TiuePipeline, draw_noise
-    from tiue_core.train.diffusion import guided_ddim
+    from tiue_core.core.forward_process import guided_ddim
+    from tiue_core.core.noise import draw_noise
+    from tiue_core.pipelines.base import TiuePipeline
 
     system = load(find(f"stickers-teacher-{steps}"), device="cpu")
     found = system(PROMPTS, seed=SEEDS, output_type="latent").images
@@ -341,7 +342,7 @@ def test_the_one_step_row_is_the_teacher_and_a_difference() -> None:
     """From the package alone, against W + B A and x_0 = (z - sigma eps) / alpha written out."""
     from safetensors.torch import load_file
 
-    from tiue_core.pipelines.base import draw_noise
+    from tiue_core.core.noise import draw_noise
     from tiue_core.students import resolve as students
 
     found = find("stickers-swiftbrush")

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
+from tiue_core.core.forward_process import Noising, guided_ddim
 from tiue_core.errors import TiueError
 from tiue_core.train import vsd
 from tiue_core.train.critic import fool, tell_apart
-from tiue_core.train.diffusion import Noising, guided_ddim
 from tiue_core.train.loop import (
     Average,
     descend,

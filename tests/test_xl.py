@@ -11,16 +11,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from tiue_core import TiuePipeline
+from tiue_core.core.forward_process import guided
 from tiue_core.errors import TiueError
-from tiue_core.pipelines.sdxl import (
-    PackedUNet,
-    TiueXLPipeline,
-    pack,
-    take_packed,
-    unpack,
-)
+from tiue_core.pipelines.packed import PackedUNet, pack, take_packed, unpack
+from tiue_core.pipelines.sdxl import TiueXLPipeline
+from tiue_core.pipelines.text import embed, token_ids
 from tiue_core.students.resolve import find
-from tiue_core.train.diffusion import embed, guided, token_ids
 from tiue_core.train.loop import train
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.tasks.distill import DistillTask

@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .core.noise import draw_noise
     from .core.schedule import OneWaySchedule
     from .core.unet import Features, SplitUNet
-    from .pipelines.base import TiueOutput, TiuePipeline, draw_noise
+    from .pipelines.base import TiueOutput, TiuePipeline
 
 _HOMES = {
     "OneWaySchedule": "core.schedule",
@@ -26,7 +27,7 @@ _HOMES = {
     "Features": "core.unet",
     "TiuePipeline": "pipelines.base",
     "TiueOutput": "pipelines.base",
-    "draw_noise": "pipelines.base",
+    "draw_noise": "core.noise",
 }
 #: Modules by the names they had before 0.2, for code written then.
 _MOVED = {

@@ -16,9 +16,9 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...tiue_core.core.arguments import SEEDS
+from ...tiue_core.core.noise import draw_noise
 from ...tiue_core.core.schedule import OneWaySchedule
 from ...tiue_core.core.unet import Features
-from ...tiue_core.pipelines.base import draw_noise
 from . import checks
 from .onepass import KEY, Made, OnePassSampler, install, room_for, sigmas_of
 from .unet import ComfyUNet

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.noise import draw_noise
+from ..core.one_pass import one_pass as core_one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import Features
-from ..errors import TiueError
+from ..errors import TiueError, out_of_memory
 from ..io.images import encode_png, slug
 from ..io.record import record
-from ..pipelines.base import draw_noise
 from .state import Order, check_size
 from .worker import Models
 
@@ -93,18 +94,21 @@ def one_pass(
     factor, device = pipe.vae_scale_factor, pipe.device
     assert order.width and order.height
     shape = (pipe.unet.config.in_channels, order.height // factor, order.width // factor)
-    unet = pipe.split_unet
 
     with watch("text"):
         embeds = pipe.encode_prompt([order.prompt]).to(device)
         told = embeds if second_prompt is None else pipe.encode_prompt([second_prompt]).to(device)
     noise = draw_noise([order.seed], shape).to(device)
-    with watch("encoder"):
-        features = unet.encode(noise, schedule.timesteps[0], embeds)
-    with watch("decoders"):
-        predictions = unet.decode(features, schedule.timesteps, told)
-        latents = schedule.combine(noise, predictions)
-    return Passed(schedule, noise, features, predictions, latents)
+    passed = core_one_pass(
+        pipe.split_unet,
+        schedule,
+        noise,
+        embeds,
+        decoder_embeds=told,
+        keep_predictions=True,
+        stage=watch,
+    )
+    return Passed(schedule, noise, passed.features, passed.predictions, passed.latents)
 
 
 @torch.no_grad()
@@ -197,6 +201,6 @@ def plainly() -> Iterator[None]:
     except ValueError as error:
         raise TiueError(str(error)) from error
     except RuntimeError as error:
-        if "out of memory" in str(error).lower():
+        if out_of_memory(error):
             raise TiueError("out of memory: give a smaller width and height") from error
         raise

@@ -17,6 +17,7 @@ from ..core.arguments import (
     whole,
 )
 from ..pipelines.base import OUTPUT_TYPES, TiueOutput, _joined
+from ..pipelines.vae import decode
 from . import recipes
 from .system import System
 
@@ -133,5 +134,5 @@ class SystemPipeline:
             z = paint(pipe, noise, embeds)
         if output_type == "latent":
             return z
-        images = pipe.vae.decode(z.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample
+        images = decode(pipe.vae, z)
         return pipe.image_processor.postprocess(images, output_type=output_type)

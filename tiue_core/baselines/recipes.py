@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.guidance import guide
 from ..core.unet import SplitUNet
 
 KEY_STEPS = (0, 1, 2, 3, 5, 10, 15, 25, 35)  #: FasterDiffusion's, of 50
@@ -44,8 +45,7 @@ def faster_diffusion(
         timesteps = scheduler.timesteps[first:last]
         features = unet.encode(torch.cat([z, z]), timesteps[0], context)
         for t, both in zip(timesteps, unet.decode(features, timesteps, context), strict=True):
-            without, with_prompt = both.chunk(2)
-            prediction = without + guidance * (with_prompt - without)
+            prediction = guide(both, guidance)
             if t < 500:
                 z = z + strength * noise
             z = scheduler.step(prediction, t, z).prev_sample

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import TiueError
+from ..errors import TiueError, out_of_memory
 from ..students.lora import Lora, load_loras
 from .jobs import Job, Settings
 
@@ -123,6 +123,6 @@ def record_of(job: Job) -> dict[str, Any]:
 
 def _why(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "out of memory" in text.lower():
+    if out_of_memory(error):
         return "out of memory: give a smaller width and height"
     return text[:300] or type(error).__name__

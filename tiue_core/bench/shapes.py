@@ -60,11 +60,12 @@ def models(shape: str) -> Models:
 
     if shape == "stickers":
         from ..pipelines.base import TiuePipeline
+        from ..pipelines.text import token_limit, tokenize
 
         pipe = TiuePipeline.from_pretrained("stickers")
-        limit = pipe.text_encoder.config.max_position_embeddings
+        limit = token_limit(pipe.tokenizer, pipe.text_encoder)
         prompt = "a cat on a blue background"
-        tokens = pipe.tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt")
+        tokens = tokenize(pipe.tokenizer, [prompt], limit)
         return Models(
             unet=pipe.unet,
             vae=pipe.vae,

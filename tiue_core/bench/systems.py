@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.forward_process import ddim_loop
+from ..core.guidance import guide
+from ..core.one_pass import one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import SplitUNet
 
@@ -65,12 +68,7 @@ def one_way(unet: SplitUNet, schedule: OneWaySchedule) -> Paint:
     """Ours: encode once, decode K, combine."""
 
     def paint(noise: Tensor, prompts: Tensor, stage: Stages) -> Tensor:
-        timesteps, weights = schedule.timesteps, schedule.weights
-        with stage("encoder"):
-            features = unet.encode(noise, timesteps[0], prompts)
-        with stage("decoders"):
-            predictions = unet.decode(features, timesteps, prompts, weights=weights)
-            return schedule.combine(noise, predictions)
+        return one_pass(unet, schedule, noise, prompts, stage=stage).latents
 
     return paint
 
@@ -97,22 +95,18 @@ def authors(unet: SplitUNet, scheduler: Any) -> Paint:
 def loop(unet: SplitUNet, scheduler: Any, timesteps: list[int], guidance: float = 1.0) -> Paint:
     """A UNet per timestep; with guidance, of twice the rows."""
     schedule = OneWaySchedule.from_config(scheduler, timesteps=timesteps)
-    steps = list(zip(timesteps, schedule.coefficients.tolist(), strict=True))
 
     def paint(noise: Tensor, prompts: Tensor, stage: Stages) -> Tensor:
-        z = noise
-        for t, (a, b) in steps:
+        def predict(z: Tensor, t: Tensor) -> Tensor:
             rows, context = z, prompts
             if guidance != 1:
                 rows, context = torch.cat([z, z]), torch.cat([torch.zeros_like(prompts), prompts])
             with stage("encoder"):
                 features = unet.encode(rows, t, context)
             with stage("decoders"):
-                prediction = unet.decode(features, [t], context)[0]
-                if guidance != 1:
-                    without, with_prompt = prediction.chunk(2)
-                    prediction = without + guidance * (with_prompt - without)
-                z = a * z + b * prediction
-        return z
+                prediction = unet.decode(features, t[None], context)[0]
+                return prediction if guidance == 1 else guide(prediction, guidance)
+
+        return ddim_loop(predict, schedule, noise)[1]
 
     return paint

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.one_pass import one_pass
 from ..core.unet import SplitUNet
 from ..export.runtime import open_session
 from ..export.store import need_onnx, save_onnx
@@ -105,8 +106,6 @@ def _pipeline(pipe: Any, schedule: Any, vae: Any) -> Picture:
 
     def picture(ids: Tensor, noise: Tensor) -> Tensor:
         prompts = pipe.text_encoder(ids)[0]
-        features = unet.encode(noise, schedule.timesteps[0], prompts)
-        predictions = unet.decode(features, schedule.timesteps, prompts, weights=schedule.weights)
-        return vae(schedule.combine(noise, predictions))
+        return vae(one_pass(unet, schedule, noise, prompts).latents)
 
     return picture

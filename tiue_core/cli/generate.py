@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import TiueError
+from ..errors import TiueError, out_of_memory
 from .console import (
     Failed,
     ask_license,
@@ -273,7 +273,7 @@ def _paint(
     except (TiueError, ValueError) as error:  # the pipeline's ValueErrors are one line each
         return images, error
     except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+        if not out_of_memory(error):
             raise
         return images, TiueError("out of memory: ask for a smaller --width and --height")
     return images, None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..baselines.find import Found, find
 from ..baselines.load import load
-from ..errors import TiueError
+from ..errors import TiueError, out_of_memory
 from ..io.files import check_writable
 from ..io.images import save_image
 from .console import (
@@ -67,7 +67,7 @@ def generate(
                     advance(1)
     except (TiueError, ValueError, RuntimeError) as error:
         result = _result(found, images, started)
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise
         if isinstance(error, RuntimeError):
             raise Failed("out of memory: ask for a smaller --width and --height", result) from error

@@ -46,6 +46,7 @@ two steps are one, (A, B) then (A', B') is (A' A, A' B + B'), and z_0 moves by n
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -196,13 +197,27 @@ class OneWaySchedule:
                 f"predictions of shape {tuple(predictions.shape)} do not fit {len(self)} timesteps "
                 f"and noise of shape {tuple(noise.shape)}: give (K, B, C, H, W)"
             )
-        dtype = torch.promote_types(noise.dtype, predictions.dtype)
-        dtype = torch.promote_types(dtype, torch.float32)
-        if summed:
-            return self.signal * noise.to(dtype) + predictions.to(dtype)
-        # A product and a sum, not a matmul: autocast and TF32 would round a matmul.
-        weights = self.weights.to(dtype).to(noise.device).view(-1, *[1] * noise.ndim)
-        return self.signal * noise.to(dtype) + (weights * predictions.to(dtype)).sum(0)
+        total = predictions if summed else weighted_sum(predictions, self.weights, noise.dtype)
+        dtype = _accurate(noise.dtype, predictions.dtype)
+        return self.signal * noise.to(dtype) + total.to(dtype)
+
+
+def weighted_sum(
+    predictions: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """sum_k weights[k] predictions[k], (K, ...) -> (...), in the wider of the dtypes.
+
+    Never narrower than float32: E_t spans two orders of magnitude, half precision would drop the
+    last steps.
+    """
+    dtype = _accurate(dtype, predictions.dtype)
+    # A product and a sum, not a matmul: autocast and TF32 would round a matmul.
+    weights = weights.to(dtype).to(predictions.device).view(-1, *[1] * (predictions.ndim - 1))
+    return (weights * predictions.to(dtype)).sum(0)
+
+
+def _accurate(*dtypes: torch.dtype) -> torch.dtype:
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def cumulative_alphas(scheduler_config: Any) -> Tensor:

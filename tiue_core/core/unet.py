@@ -20,6 +20,8 @@ import torch
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
+from .schedule import weighted_sum
+
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
 _HELPERS = ("get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states")
 
@@ -171,7 +173,7 @@ class SplitUNet(nn.Module):
                 for first in range(0, K, chunk)
             ]
         joined = predictions[0] if len(predictions) == 1 else torch.cat(predictions)
-        return joined if weights is None else weighted(joined, weights)
+        return joined if weights is None else weighted_sum(joined, weights)
 
     def _decode(
         self, features: Features, times: Tensor, prompt_embeds: Tensor, conditions: dict[str, Any]
@@ -237,15 +239,6 @@ class SplitUNet(nn.Module):
             "encoder_attention_mask": _bias(encoder_attention_mask, like.dtype),
             "cross_attention_kwargs": cross_attention_kwargs,
         }
-
-
-def weighted(predictions: Tensor, weights: Tensor) -> Tensor:
-    """sum_k weights[k] predictions[k], never narrower than float32: E_t spans two orders of
-    magnitude, half precision would drop the last steps."""
-    dtype = torch.promote_types(predictions.dtype, torch.float32)
-    # A product and a sum, not a matmul: autocast and TF32 would round a matmul.
-    w = weights.to(dtype).to(predictions.device).view(-1, *[1] * (predictions.ndim - 1))
-    return (w * predictions.to(dtype)).sum(0)
 
 
 _RESIDUALS = (

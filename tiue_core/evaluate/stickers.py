@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..pipelines.base import TiuePipeline, draw_noise
+from ..core.forward_process import guided_ddim
+from ..core.noise import draw_noise
+from ..pipelines.base import TiuePipeline
+from ..pipelines.vae import decode
 from ..stickers.judge import Judge, labels, right
 from ..stickers.world import Scene, World
-from ..train.diffusion import guided_ddim
 from ..train.tasks.autoencoder import render_pool, to_unit
 from .metrics import frechet_distance, manifold
 
@@ -50,7 +52,7 @@ def paint_teacher(pipeline: TiuePipeline, guidance: float, steps: int = 50) -> P
             steps=steps,
             guidance=guidance,
         )
-        return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.clamp(-1, 1)
+        return decode(vae, latents).clamp(-1, 1)
 
     return paint
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.schedule import OneWaySchedule
 from ..core.unet import Features, SplitUNet
+from ..pipelines.vae import decode
 from ..shared import SharedUNet
 from ..shared.layers import NotUnderstoodError
 
@@ -89,14 +90,9 @@ class Vae(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
-        config = vae.config
-        self.scale = float(config.scaling_factor)
-        self.shift = float(getattr(config, "shift_factor", None) or 0)
 
     def forward(self, latents: Tensor) -> Tensor:
-        z = latents / self.scale + self.shift
-        image = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]
-        return (image.float() / 2 + 0.5).clamp(0, 1)
+        return (decode(self.vae, latents).float() / 2 + 0.5).clamp(0, 1)
 
 
 class Student(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import whole
+from ..core.one_pass import one_pass
 from ..core.unet import SplitUNet
 from ..shared import SharedUNet
 from ..shared.doubling import double_cheaply, double_plainly
@@ -191,8 +192,10 @@ class _Trial:
 
     def seconds(self, what: str) -> float:
         self.say(what)
-        run = self.pipe._one_way
-        return clock(lambda: run(self.noise, self.prompts, self.schedule, None), self.noise.device)
+        unet = self.pipe.split_unet
+        return clock(
+            lambda: one_pass(unet, self.schedule, self.noise, self.prompts), self.noise.device
+        )
 
     def faster_layout(self, contiguous: float) -> str:
         _lay_out(self.pipe, "channels_last")

@@ -10,9 +10,7 @@ same folders. An image depends on its prompt, its seed, its size and K, never on
 
 from __future__ import annotations
 
-import warnings
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,17 @@ from ..core.arguments import (
     texts_of,
     whole,
 )
+from ..core.guidance import guide
+from ..core.noise import draw_noise
+from ..core.one_pass import one_pass
 from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import Optimizable
 from ..students.folder import models_of, reading
 from .memory import in_batches
+from .text import token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
+from .vae import decode
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
@@ -50,15 +53,6 @@ class TiueOutput(BaseOutput):
 
     images: Any  # list of PIL images; "pt": (N, 3, H, W) and "np": (N, H, W, 3) in [0, 1]; latents
     seeds: list[int]  # one per image; empty if the caller brought the noise
-
-
-def draw_noise(seeds: Iterable[int], shape: Sequence[int]) -> Tensor:
-    """N(0, 1) noise, (len(seeds), *shape) float32 on the CPU, each row from its own seed alone.
-
-    Drawn on the CPU whatever the device, so that a seed means the same image everywhere.
-    """
-    rows = [torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.cat(rows)
 
 
 class TiuePipeline(
@@ -225,7 +219,7 @@ class TiuePipeline(
         if len(negative) not in (1, prompts):
             raise ValueError(f"{len(negative)} negative prompts for {prompts} prompts: give one")
 
-        device = self._execution_device
+        device, unet = self._execution_device, self.split_unet
         try:
             if texts is not None:
                 prompt_embeds = self.encode_prompt(texts, batch_size)
@@ -243,13 +237,12 @@ class TiuePipeline(
                 ).to(device)
                 context = prompt_embeds[rows].to(device)
                 if against is None:
-                    z = self._one_way(noise, context, schedule, chunk)
+                    z = one_pass(unet, schedule, noise, context, chunk=chunk).latents
                 else:
-                    # z_0 is linear in the predictions, so guiding it is guiding each of them.
                     both = torch.cat([against[rows].to(device), context])
-                    z = self._one_way(torch.cat([noise, noise]), both, schedule, chunk)
-                    without, with_prompt = z.chunk(2)
-                    z = without + guidance_scale * (with_prompt - without)
+                    twice = torch.cat([noise, noise])
+                    z = one_pass(unet, schedule, twice, both, chunk=chunk).latents
+                    z = guide(z, guidance_scale)
                 return self._decode_latents(z, output_type, draft)
 
             batches = []
@@ -263,27 +256,15 @@ class TiuePipeline(
         out = _joined(batches)
         return TiueOutput(images=out, seeds=seeds) if return_dict else (out, seeds)
 
-    def _one_way(
-        self, noise: Tensor, prompt_embeds: Tensor, schedule: OneWaySchedule, chunk: int | None
-    ) -> Tensor:
-        """Noise (B, C, h, w) and prompts (B, N, D) to z_0 (B, C, h, w): the whole method."""
-        unet, timesteps, weights = self.split_unet, schedule.timesteps, schedule.weights
-        features = unet.encode(noise, timesteps[0], prompt_embeds)
-        predictions = unet.decode(features, timesteps, prompt_embeds, chunk=chunk, weights=weights)
-        latents = schedule.combine(noise, predictions)  # which come summed already
-        return latents
-
     def encode_prompt(self, prompts: Sequence[str], batch_size: int = 8) -> Tensor:
         """Texts to (len(prompts), N, D), warning of words that the text encoder cannot take."""
-        limit = min(
-            self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
-        )
+        limit = token_limit(self.tokenizer, self.text_encoder)
         # We name the words that do not fit; the tokenizer's own remark would only confuse.
         remark = "sequence-length-is-longer-than-the-specified-maximum"
         self.tokenizer.deprecation_warnings[remark] = True
         texts = [self.maybe_convert_prompt(text, self.tokenizer) for text in prompts]
         for text in dict.fromkeys(texts):
-            self._warn_of_dropped_words(text, limit)
+            warn_of_dropped_words(self.tokenizer, text, limit)
 
         def encode(texts: list[str]) -> Tensor:
             return self._encode_texts(texts, limit, batch_size)
@@ -293,32 +274,12 @@ class TiuePipeline(
     def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
         embeds = []
         for first in range(0, len(texts), batch_size):
-            tokens = self.tokenizer(
-                texts[first : first + batch_size],
-                padding="max_length",
-                max_length=limit,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self._execution_device)
+            batch = texts[first : first + batch_size]
+            tokens = tokenize(self.tokenizer, batch, limit).to(self._execution_device)
             masked = getattr(self.text_encoder.config, "use_attention_mask", False)
             mask = tokens.attention_mask if masked else None
             embeds.append(self.text_encoder(tokens.input_ids, attention_mask=mask)[0])
         return torch.cat(embeds)
-
-    def _warn_of_dropped_words(self, text: str, limit: int) -> None:
-        words = text.split()
-
-        def length(kept: int) -> int:
-            tokens = self.tokenizer.tokenize(" ".join(words[:kept]))
-            return len(tokens) + self.tokenizer.num_special_tokens_to_add()
-
-        if length(len(words)) > limit:
-            kept = bisect_right(range(len(words) + 1), limit, key=length) - 1
-            warnings.warn(
-                f"the prompt is longer than the text encoder's {limit} tokens, "
-                f"these words are dropped: {' '.join(words[kept:])}",
-                stacklevel=5,  # the caller of __call__, past no_grad's wrapper
-            )
 
     def _latent_shape(
         self, width: int | None, height: int | None, latents: Tensor | None, total: int
@@ -352,10 +313,7 @@ class TiuePipeline(
         """z_0 (B, C, h, w) to images of ``output_type``."""
         if output_type == "latent":
             return latents
-        vae = self.draft_vae if draft else self.vae
-        config = vae.config
-        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
-        images = self._decode_images(vae, z.to(vae.dtype))
+        images = decode(self.draft_vae if draft else self.vae, latents, self._decode_images)
         return self.image_processor.postprocess(images, output_type=output_type)
 
 

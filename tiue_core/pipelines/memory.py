@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import TiueError
+from ..errors import TiueError, out_of_memory
 
 
 def in_batches(
@@ -48,11 +48,3 @@ def in_batches(
                 "out of memory with one image, one timestep at a time: "
                 "give a smaller width and height"
             )
-
-
-def out_of_memory(error: Exception) -> bool:
-    """The accelerator's own exception, or what the CPU allocator raises."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()

@@ -1,110 +1,19 @@
-"""SDXL's layout: two text encoders, and a UNet that also wants the prompt pooled and the size.
-
-The rest of the library knows a prompt as one tensor (B, N, D). SDXL's travels as one too: the
-pooled text (B, P) in rows of its own behind the prompt's N, and comes apart where the UNet is
-called, where the size is known as well:
-
-    packed (B, N + ceil(P / D), D)  ->  prompt_embeds (B, N, D), text_embeds (B, P)
-    latents (B, C, h, w)            ->  time_ids (B, 6): original size, corner, size, in pixels
-"""
+"""SDXL's layout: two text encoders, and a prompt that travels packed (``packed``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..core.schedule import STEPS
-from ..core.unet import Features, SplitUNet
+from ..core.unet import SplitUNet
 from .base import TiuePipeline
-
-ADDED = "text_time"  #: what diffusers calls a UNet with these two conditions
-IDS = 6
-
-
-def pooled_width(unet: Any) -> int:
-    """P of a UNet; 0 if it wants no pooled text."""
-    config = unet.config
-    if config.addition_embed_type != ADDED:
-        return 0
-    return config.projection_class_embeddings_input_dim - IDS * config.addition_time_embed_dim
-
-
-def extra_rows(unet: Any) -> int:
-    """Rows that the pooled text takes behind a prompt."""
-    return -(-pooled_width(unet) // unet.config.cross_attention_dim)
-
-
-def pack(prompt_embeds: Tensor, pooled: Tensor) -> Tensor:
-    """(B, N, D) and (B, P) -> (B, N + ceil(P / D), D), filled up with zeros."""
-    width = prompt_embeds.shape[-1]
-    rows = F.pad(pooled, (0, -pooled.shape[-1] % width)).unflatten(-1, (-1, width))
-    return torch.cat([prompt_embeds, rows.to(prompt_embeds.dtype)], dim=1)
-
-
-def unpack(
-    unet: Any, packed: Tensor, size: Sequence[int], factor: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Prompt embeddings and ``added_cond_kwargs``; ``size`` (h, w) of the latents."""
-    rows = extra_rows(unet)
-    pooled = packed[:, -rows:].flatten(1)[:, : pooled_width(unet)]
-    h, w = (side * factor for side in size)
-    ids = torch.tensor([h, w, 0, 0, h, w], device=packed.device, dtype=packed.dtype)
-    added = {"text_embeds": pooled, "time_ids": ids.expand(len(packed), -1)}
-    return packed[:, :-rows], added
-
-
-class PackedUNet(SplitUNet):
-    """SDXL's UNet as an encoder and a decoder that take a packed prompt."""
-
-    def __init__(self, unet: Any, factor: int) -> None:
-        super().__init__(unet)
-        self.factor = factor
-
-    def encode(
-        self, noise: Tensor, timestep: Any, prompt_embeds: Tensor, **conditions: Any
-    ) -> Features:
-        embeds, added = unpack(self.unet, prompt_embeds, noise.shape[-2:], self.factor)
-        return super().encode(noise, timestep, embeds, added_cond_kwargs=added, **conditions)
-
-    def decode(
-        self, features: Features, timesteps: Any, prompt_embeds: Tensor, **conditions: Any
-    ) -> Tensor:
-        embeds, added = unpack(self.unet, prompt_embeds, features.size, self.factor)
-        return super().decode(features, timesteps, embeds, added_cond_kwargs=added, **conditions)
-
-
-def split(unet: Any, factor: int) -> SplitUNet:
-    """Either kind of UNet in its two halves; ``factor`` is pixels a latent."""
-    return PackedUNet(unet, factor) if pooled_width(unet) else SplitUNet(unet)
-
-
-def take_packed(unet: Any, factor: int) -> None:
-    """Have calls of SDXL's whole UNet take a packed prompt too; others stay as they are."""
-    if not pooled_width(unet):
-        return
-
-    def apart(module: Any, arguments: tuple, given: dict[str, Any]) -> tuple[tuple, dict]:
-        sample, timestep, packed = arguments
-        embeds, added = unpack(module, packed, sample.shape[-2:], factor)
-        return (sample, timestep, embeds), {**given, "added_cond_kwargs": added}
-
-    unet.register_forward_pre_hook(apart, with_kwargs=True)
-
-
-def encode_ids(first: Any, second: Any, ids: Tensor, second_ids: Tensor, blank: Tensor) -> Tensor:
-    """Token ids (B, N) of both tokenizers to packed prompts: the layers before the last, side by
-    side, and the second encoder's projection; zeros where ``blank`` (B,), as SDXL has learned."""
-    one = first(ids, output_hidden_states=True)
-    two = second(second_ids, output_hidden_states=True)
-    prompt_embeds = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
-    packed = pack(prompt_embeds, two.text_embeds)
-    return packed.masked_fill(blank.to(packed.device)[:, None, None], 0)
+from .packed import ADDED, PackedUNet, encode_ids
+from .text import tokenize
 
 
 class TiueXLPipeline(TiuePipeline):
@@ -146,22 +55,10 @@ class TiueXLPipeline(TiuePipeline):
         for first in range(0, len(texts), batch_size):
             batch = texts[first : first + batch_size]
             one, two = (
-                tokenizer(
-                    batch,
-                    padding="max_length",
-                    max_length=limit,
-                    truncation=True,
-                    return_tensors="pt",
-                ).input_ids.to(device)
+                tokenize(tokenizer, batch, limit).input_ids.to(device)
                 for tokenizer in (self.tokenizer, self.tokenizer_2)
             )
             zeros = self.config["force_zeros_for_empty_prompt"]
             blank = torch.tensor([zeros and not text for text in batch])
             packed.append(encode_ids(self.text_encoder, self.text_encoder_2, one, two, blank))
         return torch.cat(packed)
-
-    def _decode_images(self, vae: Any, z: Tensor) -> Tensor:
-        """As above; SDXL's own autoencoder overflows in half precision, so it leaves it."""
-        if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae.to(torch.float32)
-        return super()._decode_images(vae, z.to(vae.dtype))

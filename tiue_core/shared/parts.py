@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from ..core.unet import weighted
+from ..core.schedule import weighted_sum
 from .layers import (
     Conv,
     NotUnderstoodError,
@@ -247,7 +247,7 @@ class PlainOutput(nn.Module):
         """(B * K, C, H, W) to (K, B, C', H, W), or with weights (K,) to their sum (B, C', H, W)."""
         h = h if self.norm is None else self.act(self.norm(h))
         predictions = _by_image(self.conv(h), B).transpose(0, 1)
-        return predictions if weights is None else weighted(predictions, weights)
+        return predictions if weights is None else weighted_sum(predictions, weights)
 
     def watched(self) -> list[nn.Module]:
         return []
@@ -266,7 +266,9 @@ class Output(PlainOutput):
         if weights is None:
             return super().forward(h, B, weights)
         h = self.act(self.norm(h))
-        sum_h = weighted(_by_image(h, B).transpose(0, 1), weights)  # (B, C, H, W), float32 at least
+        sum_h = weighted_sum(
+            _by_image(h, B).transpose(0, 1), weights
+        )  # (B, C, H, W), float32 at least
         weights = weights.to(sum_h.dtype)
         scale = weights.abs().sum()  # keeps half precision in range
         out = self.conv((sum_h / scale).to(h.dtype)).to(sum_h.dtype) * scale

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import TiueError
+from ..pipelines.vae import decode
 from .recipe import DistillRecipe
 
 SIDE = 224
@@ -44,9 +45,6 @@ class ClipTerm:
         except TiueError:
             self.decoder = pipeline.vae
         self.decoder.eval().requires_grad_(False)
-        self.scaling = (
-            1.0 if self.decoder is not pipeline.vae else pipeline.vae.config.scaling_factor
-        )
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -57,7 +55,7 @@ class ClipTerm:
         """Latents (B, C, h, w) and their prompts -> cosines (B,); gradients reach the latents."""
         tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
         with self.accelerator.autocast():
-            images = self.decoder.decode(latents / self.scaling).sample.float()
+            images = decode(self.decoder, latents).float()
             images = (images / 2 + 0.5).clamp(0, 1)
             side = self.clip.config.vision_config.image_size
             images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)

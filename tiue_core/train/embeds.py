@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import TiueError
-from .diffusion import embed, token_ids
+from ..pipelines.text import embed, token_ids
 from .prompts import PromptTokens
 
 logger = logging.getLogger("tiue.train")

@@ -19,7 +19,8 @@ from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .diffusion import embed, guided
+from ..core.forward_process import guided
+from ..pipelines.text import embed
 from .draws import Source, integers
 
 logger = logging.getLogger("tiue.train")

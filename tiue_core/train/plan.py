@@ -17,9 +17,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..pipelines.sdxl import extra_rows
+from ..core.forward_process import Noising
+from ..pipelines.packed import extra_rows
 from ..shared.measure import matmul_rate
-from .diffusion import Noising
 from .pairs import Pairs
 from .real_images import RealImages
 from .recipe import DistillRecipe

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import TiueError
-from .diffusion import token_ids
+from ..pipelines.text import token_ids
 from .recipe import DistillRecipe, data_seed
 
 COLUMNS = ("prompt", "caption", "text", "Prompt", "Caption", "TEXT")  #: looked for in this order

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import TiueError
+from ..pipelines.text import token_ids
+from ..pipelines.vae import encode_mean
 from ..stickers.world import World
-from .diffusion import token_ids
 from .draws import Source, integers
 from .recipe import DistillRecipe, data_seed
 from .tasks.autoencoder import render_pool, to_unit
@@ -112,6 +113,6 @@ def _encode(pipeline: Any, batches: Iterator[Tensor], accelerator: Accelerator) 
     vae, found = pipeline.vae, []
     for batch in batches:
         with accelerator.autocast():
-            latents = vae.encode(to_unit(batch).to(accelerator.device)).latent_dist.mean
-        found.append(latents.float().cpu() * vae.config.scaling_factor)
+            latents = encode_mean(vae, to_unit(batch).to(accelerator.device))
+        found.append(latents.float().cpu())
     return torch.cat(found).contiguous()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .diffusion import token_ids
+from ..pipelines.text import token_ids
+from ..pipelines.vae import decode
 
 if TYPE_CHECKING:
     from .tasks.distill import DistillTask
@@ -44,7 +45,7 @@ def measure(task: DistillTask, student: Any) -> dict[str, float]:
     from .tasks.autoencoder import render_pool, to_unit
 
     judge, vae = Judge.load(), task.pipeline.vae
-    images = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.split(BATCH)]
+    images = [decode(vae, z) for z in latents.split(BATCH)]
     things, background, features = look(judge, torch.cat(images).float().cpu().clamp(-1, 1))
     hits, grounds = right((things, background), labels(world, scenes))
     real = look(judge, to_unit(render_pool(world, count, SEED + 1)))[2]

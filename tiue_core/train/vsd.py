@@ -15,26 +15,24 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.forward_process import Noising, guided
+from ..core.one_pass import one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import SplitUNet
-from .diffusion import Noising, guided
 from .draws import Source, integers, normal
 
 
-def paint(
+def one_pass_of(
     accelerator: Accelerator,
     student: SplitUNet,
     schedule: OneWaySchedule,
     noise: Tensor,
     prompt_embeds: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w)."""
-    timesteps = schedule.timesteps
+    """Noise (B, C, h, w) -> the K predictions (K, B, C, h, w) and z_0 (B, C, h, w), float32."""
     with accelerator.autocast():
-        features = student.encode(noise, timesteps[0], prompt_embeds)
-        predictions = student.decode(features, timesteps, prompt_embeds)
-    predictions = predictions.float()
-    return predictions, schedule.combine(noise, predictions)
+        passed = one_pass(student, schedule, noise, prompt_embeds, keep_predictions=True)
+    return passed.predictions.float(), passed.latents
 
 
 def score_distillation(

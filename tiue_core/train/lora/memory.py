@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..diffusion import Noising
+from ...core.forward_process import Noising
 from ..pairs import Pairs
 from ..recipe import LoraRecipe
 from ..rehearsal import Live, default_dtype

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...core.forward_process import Noising
+from ...core.noise import draw_noise
 from ...core.schedule import OneWaySchedule
 from ...errors import TiueError
-from ...pipelines.base import draw_noise
-from ..diffusion import Noising
+from ...pipelines.vae import encode_mean
 from ..recipe import LoraRecipe
 from .kohya import write
 from .pictures import Pictures, as_array
@@ -111,8 +112,7 @@ def _encode(
     if recipe.mirror:
         found = torch.cat([found, found.flip(-1)])
     batches = found.to(vae.device, vae.dtype).split(4)
-    latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
-    return (latents * vae.config.scaling_factor).float()
+    return torch.cat([encode_mean(vae, batch) for batch in batches]).float()
 
 
 def _prior(recipe: LoraRecipe, pipeline: Any, shape: tuple[int, int, int], folder: Path) -> Prior:

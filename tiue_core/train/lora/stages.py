@@ -16,11 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...core.noise import draw_noise
 from ...core.unet import SplitUNet
 from ...errors import TiueError
 from ...io.files import read_header
-from ...pipelines.base import draw_noise
-from ..diffusion import tokenize
+from ...pipelines.text import tokenize
+from ...pipelines.vae import decode
 from ..grids import grid
 from ..loop import (
     LossError,
@@ -35,7 +36,7 @@ from ..vsd import (
     distance,
     noise_like,
     normal_kl,
-    paint,
+    one_pass_of,
     plain,
     score_distillation,
 )
@@ -126,12 +127,10 @@ class Stage:
         context = torch.cat(embeds)
         noise = draw_noise(range(len(context)), parts.shape).to(context.device)
         with self._on_student():
-            _, latents = paint(
+            _, latents = one_pass_of(
                 self.accelerator, SplitUNet(parts.student), parts.schedule, noise, context
             )
-        vae = parts.pipeline.vae
-        images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-        return grid(images.float(), columns=half)
+        return grid(decode(parts.pipeline.vae, latents).float(), columns=half)
 
     def _on_student(self) -> Any:
         raise NotImplementedError
@@ -242,8 +241,8 @@ class StudentStage(Stage):
                 SimpleNamespace(
                     unet=parts.teacher, text_encoder=pipe.text_encoder, scheduler=pipe.scheduler
                 ),
-                tokenize(pipe.tokenizer, parts.captions),
-                tokenize(pipe.tokenizer, [""]),
+                tokenize(pipe.tokenizer, parts.captions).input_ids,
+                tokenize(pipe.tokenizer, [""]).input_ids,
                 parts.shape,
                 accelerator,
                 count=recipe.pairs,
@@ -310,7 +309,7 @@ class StudentStage(Stage):
         return logs
 
     def _paint(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        return paint(self.accelerator, self.split, self.parts.schedule, noise, prompt_embeds)
+        return one_pass_of(self.accelerator, self.split, self.parts.schedule, noise, prompt_embeds)
 
     def _on_student(self) -> Any:
         return nullcontext()

@@ -28,15 +28,16 @@ from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 
+from ...core.forward_process import Noising, ddim_loop, guided, sequential
 from ...core.schedule import OneWaySchedule
 from ...core.unet import SplitUNet
 from ...pipelines.base import TiuePipeline
-from ...pipelines.sdxl import extra_rows, split, take_packed
+from ...pipelines.packed import extra_rows, split, take_packed
+from ...pipelines.text import token_ids
+from ...pipelines.vae import decode
 from ..card import card
 from ..clip_term import ClipTerm
 from ..critic import Critic, fool, tell_apart
-from ..ddim_loop import ddim_loop, sequential
-from ..diffusion import Noising, guided, token_ids
 from ..draws import (
     Draws,
     Source,
@@ -57,7 +58,7 @@ from ..vsd import (
     distance,
     noise_like,
     normal_kl,
-    paint,
+    one_pass_of,
     perceptual,
     plain,
     score_distillation,
@@ -255,7 +256,7 @@ class DistillTask:
         if not self.recipe.shared_encoder:
             with self.accelerator.autocast():
                 return sequential(student, self.schedule, noise, prompt_embeds)
-        return paint(self.accelerator, student, self.schedule, noise, prompt_embeds)
+        return one_pass_of(self.accelerator, student, self.schedule, noise, prompt_embeds)
 
     def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
         return score_distillation(
@@ -359,9 +360,7 @@ class DistillTask:
         tokens = token_ids(self.pipeline, prompts)
         context = self.embeds.of(tokens).to(noise.device)
         _, latents = self.paint(self.split(modules["student"]), noise, context)
-        vae = self.pipeline.vae
-        images = vae.decode(latents / vae.config.scaling_factor).sample
-        return grid(images, columns=8)
+        return grid(decode(self.pipeline.vae, latents), columns=8)
 
     def estimate(self, accelerator: Accelerator) -> list[str]:
         """Parameters, memory and time, before anything starts."""

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ...core.forward_process import Noising, guided_ddim
 from ...pipelines.base import TiuePipeline
+from ...pipelines.text import tokenize
+from ...pipelines.vae import decode, encode_mean
 from ...stickers.words import make_tokenizer
 from ...stickers.world import World
-from ..diffusion import Noising, guided_ddim, tokenize
 from ..grids import grid
 from ..loop import adam, descend
 from ..recipe import TeacherRecipe
@@ -76,8 +78,8 @@ class TeacherTask:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(recipe, learned)}
         self.scheduler = DDIMScheduler(**SCHEDULER)
         self.captions = [s.caption for s in self.world.scenes(recipe.pool, recipe.seed)]
-        self.tokens = tokenize(self.tokenizer, self.captions)
-        self.empty = tokenize(self.tokenizer, [""])
+        self.tokens = tokenize(self.tokenizer, self.captions).input_ids
+        self.empty = tokenize(self.tokenizer, [""]).input_ids
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -98,11 +100,11 @@ class TeacherTask:
         with self.accelerator.autocast():
             latents = torch.cat(
                 [
-                    self.vae.encode(to_unit(batch).to(self.accelerator.device)).latent_dist.mean
+                    encode_mean(self.vae, to_unit(batch).to(self.accelerator.device))
                     for batch in pixels.split(64)
                 ]
             )
-        latents = (latents.float() * self.vae.config.scaling_factor).cpu().contiguous()
+        latents = latents.float().cpu().contiguous()
         save_file({"latents": latents.half()}, file)
         return latents
 
@@ -132,7 +134,8 @@ class TeacherTask:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         scenes = World(**{**self.recipe.world.model_dump(), "pairs": 0.2}).scenes(32, 123)
         captions = [scene.caption for scene in scenes]
-        tokens = torch.cat([self.empty.expand(32, -1), tokenize(self.tokenizer, captions)])
+        asked = tokenize(self.tokenizer, captions).input_ids
+        tokens = torch.cat([self.empty.expand(32, -1), asked])
         shape = (32, *self.latents.shape[1:])
         with self.accelerator.autocast():
             prompt_embeds = modules["text_encoder"](tokens.to(device))[0]
@@ -144,7 +147,7 @@ class TeacherTask:
                 steps=25,
                 guidance=3.0,
             )
-            images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+            images = decode(self.vae, latents)
         return grid(images, columns=8)
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
