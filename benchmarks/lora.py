@@ -25,14 +25,15 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch.nn import functional as F
 
-from tiue_core.cli.console import quiet_libraries
 from tiue_core.evaluate.stickers import (
     PROMPT_SEED,
     WORLD_SEED,
     look,
     paint_student,
 )
+from tiue_core.io.messages import quiet_libraries
 from tiue_core.stickers.judge import Judge, labels, right
+from tiue_core.stickers.render import render_pool, to_unit
 from tiue_core.stickers.world import Scene, World
 from tiue_core.students import resolve as students
 from tiue_core.students.lora import Lora, load_loras
@@ -40,7 +41,6 @@ from tiue_core.train.grids import grid
 from tiue_core.train.lora.run import train_lora
 from tiue_core.train.recipe import JudgeRecipe, LoraRecipe
 from tiue_core.train.run import run
-from tiue_core.train.tasks.autoencoder import render_pool, to_unit
 
 TRIGGER = "zorb"
 NEW = ("owl", "octopus", "cactus", "robot")  #: kinds the judge learns on top; any may be taught

@@ -34,10 +34,10 @@ from tiue_core.core.unet import SplitUNet
 from tiue_core.evaluate.metrics import frechet_distance, manifold
 from tiue_core.evaluate.stickers import PROMPT_SEED, WORLD_SEED, look
 from tiue_core.stickers.judge import Judge, labels, right
+from tiue_core.stickers.render import render_pool, to_unit
 from tiue_core.stickers.world import Scene, World
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.run import run
-from tiue_core.train.tasks.autoencoder import render_pool, to_unit
 
 HERE = Path(__file__).parent
 STUDY = yaml.safe_load((HERE / "study.yaml").read_text())

@@ -65,7 +65,7 @@ def test_every_kind_has_a_picture_and_stays_in_the_frame() -> None:
 def test_the_judge_knows_rendered_scenes() -> None:
     from tiue_core.evaluate.stickers import look
     from tiue_core.stickers.judge import Judge, labels, right
-    from tiue_core.train.tasks.autoencoder import render_pool, to_unit
+    from tiue_core.stickers.render import render_pool, to_unit
 
     judge = Judge.load()
     world = World(judge.settings["kinds"], judge.settings["backgrounds"], pairs=0)

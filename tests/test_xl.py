@@ -18,6 +18,7 @@ from tiue_core.pipelines.sdxl import TiueXLPipeline
 from tiue_core.pipelines.text import embed, token_ids
 from tiue_core.students.resolve import find
 from tiue_core.train.loop import train
+from tiue_core.train.plan import forecast
 from tiue_core.train.recipe import DistillRecipe
 from tiue_core.train.tasks.distill import DistillTask
 
@@ -135,7 +136,7 @@ def test_two_updates_make_a_student(folder: Path, tmp_path: Path, terms: dict[st
         **terms,
     )
     said: list[str] = []
-    result = train(recipe, DistillTask, announce=said.append)
+    result = train(recipe, DistillTask, announce=said.append, estimate=forecast)
     assert "memory of each" in "\n".join(said)  # the plan knows this layout too
     student = TiuePipeline.from_pretrained(result)
     assert type(student) is TiueXLPipeline and student.config.force_zeros_for_empty_prompt

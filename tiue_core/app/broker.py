@@ -12,8 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..cli.console import one_line
 from ..errors import TiueError
+from ..io.messages import one_line
 from .paint import Picture, paint
 from .state import Order, ServerConfig
 from .worker import (

@@ -70,7 +70,7 @@ def load(found: Found, *, device: str | None = None, dtype: Any = None) -> Any:
     Raises:
         TiueError: the files are not those of the system, or it is a folder of pictures.
     """
-    from ..cli.console import quiet_libraries
+    from ..io.messages import quiet_libraries
 
     system = found.system
     if system.sampler == "images":

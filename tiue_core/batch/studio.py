@@ -123,7 +123,7 @@ class Studio:
         Raises:
             TiueError: no such student; `steps` that its schedule cannot take.
         """
-        from ..cli.console import quiet_libraries
+        from ..io.messages import quiet_libraries
         from ..students.resolve import Source, find, load
 
         source = student if isinstance(student, Source) else find(student)

@@ -73,7 +73,7 @@ def app_command(
     Example: tiue app --student stickers --port 7860
     """
     if static is not None:
-        from ..app.static import write_page
+        from .static import write_page
 
         one = (student or ["stickers"])[0]
         write_page(static, one, webgpu=webgpu, accept_license=accept_license, json=json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..batch.terminal import TOLD, Session, clock
+from .batch_terminal import TOLD, Session, clock
 from .options import (
     AcceptLicense,
     Base,

@@ -53,7 +53,8 @@ def register(app: typer.Typer) -> None:
         Example: tiue bench --shape stickers --rounds 9
         """
         from ..errors import TiueError
-        from .console import emit, progress, quiet_libraries
+        from ..io.messages import quiet_libraries
+        from .console import emit, progress
 
         chosen = [name for name in systems.split(",") if name]
         try:

@@ -6,7 +6,6 @@ understood. `--debug` anywhere on the line shows the traceback instead.
 """
 
 import json
-import logging
 import sys
 import traceback
 import warnings
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 import typer
 
 from ..errors import TiueError
+from ..io.messages import one_line
 
 
 class Failed(TiueError):
@@ -73,12 +73,6 @@ def emit(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
 
 
-def one_line(text: str) -> str:
-    """`text` on one line and without control characters."""
-    line = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
-
-
 @contextmanager
 def clean_warnings(debug: bool = False) -> Iterator[None]:
     """Show each UserWarning once, as one line; keep the libraries' chatter for --debug."""
@@ -103,17 +97,6 @@ def clean_warnings(debug: bool = False) -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
-
-
-def quiet_libraries() -> None:
-    """No log lines and progress bars of diffusers and transformers: ours say what matters."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @contextmanager

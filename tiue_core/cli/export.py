@@ -12,12 +12,12 @@ import typer
 
 from ..core.arguments import DECODERS, SEEDS
 from ..errors import TiueError
+from ..io.messages import quiet_libraries
 from .console import (
     Failed,
     ask_license,
     emit,
     progress,
-    quiet_libraries,
 )
 from .options import (
     AcceptLicense,

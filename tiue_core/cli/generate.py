@@ -14,12 +14,12 @@ import typer
 
 from .. import __version__
 from ..errors import TiueError, out_of_memory
+from ..io.messages import quiet_libraries
 from .console import (
     Failed,
     ask_license,
     emit,
     progress,
-    quiet_libraries,
 )
 from .options import (
     AcceptLicense,

@@ -80,11 +80,11 @@ def lora(
     Example: tiue lora my-cat --trigger zorb --student stickers --out zorb.safetensors
     """
     from ..io.files import file_hash
+    from ..io.messages import quiet_libraries
     from ..train.recipe import LoraRecipe, checked
     from .console import (
         emit,
         progress,
-        quiet_libraries,
         say,
     )
 

@@ -16,8 +16,8 @@ from ..core.noise import draw_noise
 from ..pipelines.base import TiuePipeline
 from ..pipelines.vae import decode
 from ..stickers.judge import Judge, labels, right
+from ..stickers.render import render_pool, to_unit
 from ..stickers.world import Scene, World
-from ..train.tasks.autoencoder import render_pool, to_unit
 from .metrics import frechet_distance, manifold
 
 PROMPT_SEED = 900_001  #: scenes whose captions are the prompts

@@ -11,10 +11,11 @@ import json
 import os
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -38,26 +39,36 @@ class Stopped(TiueError):
     """Somebody asked for an end; the checkpoint has all that was done."""
 
 
-class Task(Protocol):
-    """One stage of training."""
+class Task(ABC):
+    """One stage of training: every hook that the loop calls."""
 
     modules: Mapping[str, nn.Module]  #: what learns and is saved
-    averaged: tuple[str, ...]  #: names of the modules that get a moving average
+    averaged: tuple[str, ...] = ()  #: names of the modules that get a moving average
     optimizers: dict[str, torch.optim.Optimizer]
+    shared_draws = False  #: every process draws for all of them and takes its share (``draws``)
 
-    def prepare(self, accelerator: Accelerator) -> None: ...
+    @abstractmethod
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Move to the accelerator's device. Called once, after a checkpoint was loaded."""
 
+    @abstractmethod
     def update(self, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """One update of everything that learns; returns scalars for the log."""
-        ...
 
+    @abstractmethod
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image | None:
         """A picture that shows how far it has come."""
-        ...
 
+    @abstractmethod
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
         """Write the result so that it loads without the trainer."""
-        ...
+
+    def validate(self, modules: Mapping[str, nn.Module]) -> dict[str, float]:
+        """Measurements of what it paints, for the log; asked for by ``validate_every``."""
+        return {}
+
+
+Estimate = Callable[[Any, Accelerator], list[str]]  #: of a task: lines on memory and time
 
 
 def lr_lambda(recipe: Recipe, step: int) -> float:
@@ -192,8 +203,14 @@ def train(
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     announce: Callable[[str], None] | None = None,
+    estimate: Estimate | None = None,
 ) -> Path:
     """Run ``recipe`` from its last checkpoint to its end; returns the folder of the result.
+
+    Args:
+        progress: called with (updates done, updates in all, the log's values).
+        stop: asked before every update.
+        announce: told the lines of ``estimate``, before a run begins; not where one goes on.
 
     Raises:
         Stopped: ``stop`` said so before an update.
@@ -212,9 +229,8 @@ def train(
     scaler = accelerator.scaler
     start = checkpoint.load_latest(folder, *networks, about, scaler=scaler)
     bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
-    estimate = getattr(task, "estimate", None)
     if estimate and announce and start == 0 and accelerator.is_main_process:
-        for line in estimate(accelerator):
+        for line in estimate(task, accelerator):
             announce(line)
     task.prepare(accelerator)
     for name, optimizer in task.optimizers.items():  # fp16 needs its scaler between the two
@@ -236,7 +252,7 @@ def train(
         for name, optimizer in task.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = bases[name] * lr_lambda(recipe, step)
-        process = 0 if getattr(task, "shared_draws", False) else accelerator.process_index
+        process = 0 if task.shared_draws else accelerator.process_index
         try:
             logs = task.update(step, generator_for(recipe, step, process))
         except LossError as error:
@@ -250,7 +266,7 @@ def train(
             values = {name: float(_mean(accelerator, value)) for name, value in logs.items()}
             now = time.perf_counter()
             if validates(recipe, done) and accelerator.is_main_process:
-                values.update(task.validate(shown))  # type: ignore[attr-defined]
+                values.update(task.validate(shown))
             values["samples_per_second"] = (done - since) * recipe.batch_size / (now - clock)
             clock, since = now, done
             accelerator.log(values, step=done)

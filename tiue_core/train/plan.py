@@ -6,7 +6,7 @@ be allocated is counted while it would be alive. So what is added to the update 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -62,8 +62,14 @@ class Plan:
             f"all of them about {_spell(total)}",
         ]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+def forecast(task: DistillTask, accelerator: Accelerator) -> list[str]:
+    """Parameters, memory and time, before anything starts, in lines."""
+    try:
+        return plan(task, accelerator).lines()
+    except Exception as error:  # a forecast is no reason not to set out
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        return [f"memory and time could not be foreseen: {why}"]
 
 
 def plan(task: DistillTask, accelerator: Accelerator) -> Plan:

@@ -21,10 +21,10 @@ from torch import Tensor
 from ..errors import TiueError
 from ..pipelines.text import token_ids
 from ..pipelines.vae import encode_mean
+from ..stickers.render import render_pool, to_unit
 from ..stickers.world import World
 from .draws import Source, integers
 from .recipe import DistillRecipe, data_seed
-from .tasks.autoencoder import render_pool, to_unit
 
 logger = logging.getLogger("tiue.train")
 

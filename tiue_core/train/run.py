@@ -22,6 +22,7 @@ def run(
         return train_lora(recipe, progress)
     task = recipe.task  # type: ignore[attr-defined]
     make: Any
+    estimate: Any = None
     if task == "autoencoder":
         from .tasks.autoencoder import AutoencoderTask as make
     elif task == "judge":
@@ -29,5 +30,6 @@ def run(
     elif task == "teacher":
         from .tasks.teacher import TeacherTask as make
     else:
+        from .plan import forecast as estimate
         from .tasks.distill import DistillTask as make
-    return train(recipe, make, progress=progress, announce=announce)
+    return train(recipe, make, progress=progress, announce=announce, estimate=estimate)

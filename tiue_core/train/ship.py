@@ -105,7 +105,7 @@ Made by: `{command}`
 
 def card(figures: dict, command: str) -> str:
     """The model card, with the figures of ``tiue evaluate``."""
-    from ..cli.evaluate import table
+    from ..evaluate.stickers_table import table
     from ..stickers.world import World
 
     world = World(**figures["world"])
@@ -133,7 +133,7 @@ def insert(readme: Path, text: str) -> None:
 if __name__ == "__main__":
     print(f"{ship(Path(sys.argv[1])) / 1e6:.2f} MB")
     if len(sys.argv) > 2:
-        from ..cli.evaluate import table
+        from ..evaluate.stickers_table import table
 
         figures = json.loads(Path(sys.argv[2]).read_text())
         command = (

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..pipelines.text import token_ids
 from ..pipelines.vae import decode
 
-if TYPE_CHECKING:
-    from .tasks.distill import DistillTask
-
 BATCH = 16
 SEED = 910_000  #: of scenes and noises that no training and no evaluation uses
 
 
-def measure(task: DistillTask, student: Any) -> dict[str, float]:
-    """``val_fidelity`` and ``val_fid`` in the stickers world, else ``val_clip`` (mean cosine)."""
+def measure(task: Any, student: Any) -> dict[str, float]:
+    """Of a ``DistillTask``: ``val_fidelity`` and ``val_fid`` in the stickers world, else
+    ``val_clip`` (mean cosine)."""
     recipe, count = task.recipe, task.recipe.validate_count
     generator = torch.Generator().manual_seed(SEED)
     noise = torch.randn(count, *task.shape, generator=generator).to(task.accelerator.device)
@@ -42,7 +40,7 @@ def measure(task: DistillTask, student: Any) -> dict[str, float]:
     from ..evaluate.metrics import frechet_distance
     from ..evaluate.stickers import look
     from ..stickers.judge import Judge, labels, right
-    from .tasks.autoencoder import render_pool, to_unit
+    from ..stickers.render import render_pool, to_unit
 
     judge, vae = Judge.load(), task.pipeline.vae
     images = [decode(vae, z) for z in latents.split(BATCH)]

@@ -26,6 +26,7 @@ from ..grids import grid
 from ..loop import (
     LossError,
     Stopped,
+    Task,
     adam,
     descend,
 )
@@ -73,10 +74,8 @@ def adapt(unet: Any, recipe: LoraRecipe) -> list[nn.Parameter]:
     return learned
 
 
-class Stage:
+class Stage(Task):
     """What the stages share; ``unet`` is what learns."""
-
-    averaged: tuple[str, ...] = ()
 
     def __init__(self, recipe: LoraRecipe, parts: Parts, unet: Any):
         self.recipe, self.parts, self.unet = recipe, parts, unet

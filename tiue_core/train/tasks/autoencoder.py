@@ -6,34 +6,22 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
+from ...stickers.render import render_pool, to_unit
 from ...stickers.world import World
 from ..grids import grid
-from ..loop import adam, descend
+from ..loop import Task, adam, descend
 from ..recipe import AutoencoderRecipe
 
 logger = logging.getLogger("tiue.train")
 
 
-def render_pool(world: World, count: int, seed: int) -> torch.Tensor:
-    """``count`` scenes as uint8 (N, 3, H, W)."""
-    scenes = world.scenes(count, seed)
-    pixels = np.stack([np.asarray(scene.render()) for scene in scenes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def to_unit(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [0, 255] to float [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """L1 + MSE on random mirrored crops, and a light KL that keeps the latents near N(0, 1)."""
 
     averaged = ("vae",)

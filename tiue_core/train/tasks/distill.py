@@ -47,7 +47,7 @@ from ..draws import (
 )
 from ..embeds import Embeds
 from ..grids import grid
-from ..loop import adam, backward, optimizer_step
+from ..loop import Task, adam, backward, optimizer_step
 from ..low_rank import give_adapters, write_adapters
 from ..pairs import teacher_pairs
 from ..prompts import PromptTokens, load_prompts
@@ -65,7 +65,7 @@ from ..vsd import (
 )
 
 
-class DistillTask:
+class DistillTask(Task):
     """One update moves the student (VSD + KL), then the LoRA teacher (denoising)."""
 
     averaged = ("student",)
@@ -361,16 +361,6 @@ class DistillTask:
         context = self.embeds.of(tokens).to(noise.device)
         _, latents = self.paint(self.split(modules["student"]), noise, context)
         return grid(decode(self.pipeline.vae, latents), columns=8)
-
-    def estimate(self, accelerator: Accelerator) -> list[str]:
-        """Parameters, memory and time, before anything starts."""
-        from ..plan import plan
-
-        try:
-            return plan(self, accelerator).lines()
-        except Exception as error:  # a forecast is no reason not to set out
-            why = (str(error) or type(error).__name__).splitlines()[0]
-            return [f"memory and time could not be foreseen: {why}"]
 
     @torch.no_grad()
     def validate(self, modules: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...stickers.judge import Judge, labels, right
+from ...stickers.render import render_pool, to_unit
 from ...stickers.world import World
-from ..loop import adam, descend
+from ..loop import Task, adam, descend
 from ..recipe import JudgeRecipe
-from .autoencoder import render_pool, to_unit
 
 logger = logging.getLogger("tiue.train")
 
 
-class JudgeTask:
+class JudgeTask(Task):
     """Cross-entropy on things and background; blur and noise so that it looks at shapes."""
 
     averaged = ("judge",)

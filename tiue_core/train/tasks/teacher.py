@@ -21,12 +21,12 @@ from ...core.forward_process import Noising, guided_ddim
 from ...pipelines.base import TiuePipeline
 from ...pipelines.text import tokenize
 from ...pipelines.vae import decode, encode_mean
+from ...stickers.render import render_pool, to_unit
 from ...stickers.words import make_tokenizer
 from ...stickers.world import World
 from ..grids import grid
-from ..loop import adam, descend
+from ..loop import Task, adam, descend
 from ..recipe import TeacherRecipe
-from .autoencoder import render_pool, to_unit
 
 logger = logging.getLogger("tiue.train")
 
@@ -44,7 +44,7 @@ SCHEDULER = {
 }
 
 
-class TeacherTask:
+class TeacherTask(Task):
     """Noise prediction, prompts dropped now and then so that guidance works."""
 
     averaged = ("unet", "text_encoder")

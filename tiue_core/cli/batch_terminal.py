@@ -25,7 +25,7 @@ class Session:
         self.failures: list[str] = []
 
     def go(self, options: dict[str, Any], sheet: bool, index: bool) -> None:
-        from ..cli.console import Failed, emit, say
+        from .console import Failed, emit, say
 
         began, error = time.monotonic(), None
         with self.studio.run(self.plan, self.out, **options) as run, _stoppable(run, say):
@@ -56,7 +56,7 @@ class Session:
             print(line)
 
     def _paint(self, run: Any) -> None:
-        from ..cli.console import say
+        from .console import say
 
         count = _Count(self.plan.jobs(self.studio.settings))
         with _bar(self.ours.first) as bar:
@@ -72,9 +72,9 @@ class Session:
                 bar(run.counts, count.so_far())
 
     def _finish(self, run: Any, sheet: bool, index: bool) -> None:
-        from ..cli.console import progress
-        from .index import html_index
-        from .sheet import contact_sheets
+        from ..batch.index import html_index
+        from ..batch.sheet import contact_sheets
+        from .console import progress
 
         if not (sheet or index):
             return
@@ -85,7 +85,7 @@ class Session:
                 contact_sheets(self.out, run.manifest.made())
 
     def _tell_notes(self) -> None:
-        from ..cli.console import say
+        from .console import say
 
         for note in self.studio.notes if self.ours.first else ():
             say(note)
@@ -167,7 +167,7 @@ def _bar(shown: bool) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from ..cli.console import say
+    from .console import say
 
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]

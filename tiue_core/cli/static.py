@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .. import __version__
-from ..cli.console import emit
+from .console import emit
 
 
 def write_page(
@@ -17,8 +17,8 @@ def write_page(
     Raises:
         TiueError: a package or npm is missing, or the folder cannot be written.
     """
-    from ..cli.export import make
     from ..export.site import write_site
+    from .export import make
 
     with TemporaryDirectory() as scratch:
         graph = make(student, Path(scratch) / "student.onnx", accept_license=accept_license)[0]
