@@ -228,3 +228,12 @@ def _ldm_vae_name(key: str) -> str:
 
 def _ldm_text_name(key: str) -> str:
     return key.removeprefix("text_model.")
+
+
+def shard(folder: Path, kind: Any, **options: Any) -> list[Path]:
+    """Write one model of a folder again in pieces; returns them."""
+    model = kind.from_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    model.save_pretrained(folder, **{"max_shard_size": "100KB", **options})
+    return sorted(folder.glob("*-of-*.safetensors"))

@@ -14,6 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -97,7 +98,7 @@ def test_from_pretrained_knows_names_and_files(sd15: Path, monkeypatch: pytest.M
 def test_plain_weights_are_preferred_to_fp16(sd15: Path, copy: Path) -> None:
     plain = copy / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(plain, copy / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    assert folders.reading(copy)["variant"] is None
+    assert folders.weights(copy / "unet") == [plain]
     assert students.Source("", copy).content_hash() == students.Source("", sd15).content_hash()
 
 
@@ -152,9 +153,9 @@ def test_a_truncated_model_in_a_folder(copy: Path) -> None:
 
 
 def test_a_missing_shard(copy: Path) -> None:
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    helpers.write_json(copy / "unet" / "model.safetensors.index.json", index)
-    assert "model-00001-of-00002.safetensors is missing" in refused(students.find, copy)
+    shards = helpers.shard(copy / "unet", UNet2DConditionModel)
+    shards[0].unlink()
+    assert f"{shards[0].name} is missing" in refused(students.find, copy)
 
 
 @pytest.mark.parametrize("entry", [["evil", "Evil"], [None, None], ["diffusers"], None])

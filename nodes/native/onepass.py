@@ -23,6 +23,7 @@ from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...tiue_core.core.finite import check_latents
 from ...tiue_core.core.schedule import STEPS, OneWaySchedule
 from . import checks
 from .savings import SharedComfyUNet
@@ -132,6 +133,7 @@ class OnePass:
         )
         noise = x.float()
         latents = schedule.combine(noise, predictions.float())
+        check_latents(latents, executor.class_obj)
         return (latents - self.a * noise) / self.b
 
     def _chunk(self, x: Tensor) -> int:

@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...tiue_core.core.arguments import SEEDS
+from ...tiue_core.core.finite import check_latents
 from ...tiue_core.core.noise import draw_noise
 from ...tiue_core.core.schedule import OneWaySchedule
 from ...tiue_core.core.unet import Features
@@ -183,6 +184,7 @@ def combine(decoded: Decoded, factors: Sequence[float] = (), signal: float = 1.0
         scaled = scaled * torch.tensor(list(factors), dtype=torch.float64)
     schedule = replace(schedule, weights=scaled, signal=schedule.signal * signal)
     latents = schedule.combine(decoded.encoded.noise, decoded.stacked())
+    check_latents(latents)
     return decoded.encoded.latent_format.process_out(latents)
 
 

@@ -66,15 +66,14 @@ class Models:
 
 def check_finite(pipe: Any, label: str) -> None:
     """Raise TiueError if a weight is NaN or infinite: such a student paints black, in silence."""
-    import torch
+    from ..core.finite import broken_weight
 
     for part in ("unet", "vae", "text_encoder"):
-        for name, weight in getattr(pipe, part).named_parameters():
-            if not torch.isfinite(weight).all():
-                raise TiueError(
-                    f"the weights of {label} are broken ({part}: {name} holds NaN or infinity): "
-                    "choose another student"
-                )
+        if name := broken_weight(getattr(pipe, part)):
+            raise TiueError(
+                f"the weights of {label} are broken ({part}: {name} holds NaN or infinity): "
+                "choose another student"
+            )
 
 
 @dataclass

@@ -182,7 +182,7 @@ def _models(system: System, part: Part) -> tuple[str, ...]:
 def _unet_folder(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise TiueError(f"{folder} has no config.json: give the folder of a diffusers UNet")
-    files = weights(folder.parent, folder.name)
+    files = weights(folder)
     for file in files:
         read_header(file)
     return files
@@ -197,7 +197,7 @@ def _files(part: Part, path: Path, system: System, source: students.Source | Non
     homes = dict.fromkeys(_models(system, part), path)
     if source is not None and source.unet is not None:
         homes["unet"] = source.unet.parent
-    return [file for name, home in homes.items() for file in weights(home, name)]
+    return [file for name, home in homes.items() for file in weights(home / name)]
 
 
 # --- the hub -------------------------------------------------------------------------------

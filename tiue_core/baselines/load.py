@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import TiueError
-from ..students.folder import dtype_argument, reading, weights
+from ..students.folder import READING
 from ..students.lora import Lora, load_loras
+from ..students.models import empty, fill, load_components, read_tensors
 from ..students.resolve import device_of, dtype_of, load_unet
 from ..students.resolve import load as load_student
 from .find import Found
@@ -105,13 +106,7 @@ def _pipeline(found: Found, dtype: Any) -> Any:
     import diffusers
 
     system, folder = found.system, found.paths[0]
-    options: dict[str, Any] = dtype_argument(dtype)
-    options |= {"use_safetensors": True, "local_files_only": True}
-    model = system.parts[0]
-    if model.kind == "pipeline":
-        options = reading(folder, dtype)
-    elif all(".fp16" in path.name for path in weights(folder, "vae")):
-        options["variant"] = "fp16"
+    options: dict[str, Any] = dict(READING)
     if found.source is not None and found.source.unet is not None:
         options["unet"] = load_unet(found.source.unet, dtype)
     for part, path in zip(system.parts, found.paths, strict=True):
@@ -125,6 +120,9 @@ def _pipeline(found: Found, dtype: Any) -> Any:
         nothing = ("safety_checker", "feature_extractor", "image_encoder")
         options |= {**dict.fromkeys(nothing), "requires_safety_checker": False}
     try:
+        second = ("text_encoder_2", "tokenizer_2") if system.xl else ()
+        names = ("unet", "vae", "text_encoder", "tokenizer", *second)
+        options |= load_components(folder, [name for name in names if name not in options], dtype)
         return kind.from_pretrained(str(folder), **options)
     except (ValueError, OSError, RuntimeError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())[:200]
@@ -139,20 +137,9 @@ def _unet(part: Part, path: Any, base: Any, dtype: Any) -> Any:
     """A UNet from its own folder, or from one file in the shape that the base's config says."""
     if path.is_dir():
         return load_unet(path, dtype)
-    import torch
     from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
 
-    config = UNet2DConditionModel.load_config(str(base / "unet"), local_files_only=True)
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(config)
-    try:
-        unet.load_state_dict(load_file(path), assign=True)
-    except RuntimeError as error:
-        raise TiueError(
-            f"{path.name} does not fit the UNet of {base.name}: give the base it was made for"
-        ) from error
-    return unet.to(dtype)
+    return fill(empty(UNet2DConditionModel, base / "unet"), read_tensors([path]), path, dtype)
 
 
 def _check_inputs(system: System, unet: Any) -> None:

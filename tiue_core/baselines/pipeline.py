@@ -16,6 +16,7 @@ from ..core.arguments import (
     texts_of,
     whole,
 )
+from ..core.finite import check_picture
 from ..pipelines.base import OUTPUT_TYPES, TiueOutput, _joined
 from ..pipelines.vae import decode
 from . import recipes
@@ -112,7 +113,7 @@ class SystemPipeline:
         system, pipe = self.system, self.pipe
         if system.sampler not in ("faster", "flow", "one-step"):
             takes_eta = {"eta": system.eta} if system.eta is not None else {}  # it defaults to 0
-            return pipe(
+            images = pipe(
                 prompt=prompts,
                 num_inference_steps=system.steps,
                 guidance_scale=system.guidance,
@@ -120,9 +121,11 @@ class SystemPipeline:
                 width=noise.shape[-1] * self.vae_scale_factor,
                 latents=noise,
                 generator=generators,
-                output_type=output_type,
+                output_type="latent" if output_type == "latent" else "pt",
                 **takes_eta,
             ).images
+            check_picture(pipe, images)
+            return images if output_type == "latent" else self._as(images, output_type)
         guided = system.sampler == "faster"
         embeds, against = pipe.encode_prompt(prompts, self.device, 1, guided, None)
         if guided:
@@ -133,6 +136,16 @@ class SystemPipeline:
             paint = recipes.rectified_flow if system.sampler == "flow" else recipes.one_step
             z = paint(pipe, noise, embeds)
         if output_type == "latent":
+            check_picture(pipe, z)
             return z
         images = decode(pipe.vae, z)
+        check_picture(pipe, z, images)
         return pipe.image_processor.postprocess(images, output_type=output_type)
+
+    def _as(self, images: Tensor, output_type: str) -> Any:
+        """Pictures (B, 3, H, W) in [0, 1] as ``output_type``, as diffusers would give them."""
+        processor = self.pipe.image_processor
+        if output_type == "pt":
+            return images
+        pixels = processor.pt_to_numpy(images)
+        return pixels if output_type == "np" else processor.numpy_to_pil(pixels)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import TiueError
 from ..io.files import content_hash, read_header, write_atomically
 from ..students.folder import weights
+from ..students.models import load_model, load_tokenizer
 
 BATCH = 32
 CLIPS = {
@@ -183,21 +184,16 @@ def clip(name: str, folder: Path, device: str = "cpu") -> Extractor:
     Pictures are brought to 256 px as GigaGAN's script does, then to CLIP's side.
     """
     from PIL import Image
-    from transformers import CLIPModel, CLIPTokenizerFast
+    from transformers import CLIPModel
 
     about, hub_id = CLIPS[name]
     if not (folder / "config.json").is_file():
         raise TiueError(
             f"{folder} has no CLIP: give the folder of {hub_id} in the layout of transformers"
         )
-    files = weights(folder.parent, folder.name)
-    for one in files:
-        read_header(one)
-    try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TiueError(f"{folder} cannot be read as CLIP: download {hub_id} again") from error
+    files = weights(folder)
+    model = load_model(CLIPModel, folder)
+    tokenizer = load_tokenizer(folder)
     model = model.eval().to(device)  # type: ignore[arg-type]
     side = model.config.vision_config.image_size
     mean, std = (torch.tensor(one)[:, None, None] for one in (_CLIP_MEAN, _CLIP_STD))

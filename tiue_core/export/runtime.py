@@ -76,6 +76,12 @@ class Graph:
         image, latents = self.session.run(
             ["image", "latents"], {"input_ids": self.tokens(prompts), "noise": noise}
         )
+        for row in (*latents, *image):  # broken numbers would be painted black, in silence
+            if not (np.isfinite(row).all() and row.min() < row.max()):
+                raise TiueError(
+                    "what the graph painted is not a picture (NaN, infinity or a single value): "
+                    "export it again, from a student that paints"
+                )
         return image, latents
 
     def tokens(self, prompts: Sequence[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,16 @@ from ..core.arguments import (
     texts_of,
     whole,
 )
+from ..core.finite import check_picture
 from ..core.guidance import guide
 from ..core.noise import draw_noise
 from ..core.one_pass import one_pass
 from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import Optimizable
-from ..students.folder import models_of, reading
+from ..students import portable
+from ..students.folder import READING, models_of
+from ..students.models import load_components
 from .memory import in_batches
 from .text import token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
@@ -119,7 +123,8 @@ class TiuePipeline(
             resolve as students,  # the one arrow that points back: a name must be found first
         )
 
-        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        asked = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        dtype = asked[0] or asked[1]
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             wanted = {k: kwargs.pop(k) for k in ("revision", "accept_license") if k in kwargs}
@@ -130,12 +135,29 @@ class TiuePipeline(
                 from ..students.single_file import load_single_file
 
                 return load_single_file(folder, kwargs.get("base"), dtype)
-        # float32 unless asked; transformers alone would keep the half precision of a file.
-        options = reading(folder, None if dtype else torch.float32)
-        kind = cls
-        if cls.added_conditions is None and "text_encoder_2" in models_of(folder):
-            from .sdxl import TiueXLPipeline as kind  # SDXL's layout
-        return super(TiuePipeline, kind).from_pretrained(str(folder), **{**options, **kwargs})
+        kind, names = cls, (*models_of(folder), "tokenizer")
+        if "text_encoder_2" in names:
+            names = (*names, "tokenizer_2")
+            if cls.added_conditions is None:
+                from .sdxl import TiueXLPipeline as kind  # SDXL's layout
+        # We build the models, from files that we chose; diffusers puts them together.
+        parts = load_components(folder, [name for name in names if name not in kwargs], dtype)
+        options = {**READING, **parts, **kwargs}
+        return super(TiuePipeline, kind).from_pretrained(str(folder), **options)
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """diffusers' own, in names and files that older releases of transformers read as well."""
+        super().save_pretrained(save_directory, *arguments, **options)
+        for part in Path(save_directory).iterdir():
+            if part.name.startswith("text_encoder"):
+                portable.text_encoder(part)
+            elif part.name.startswith("tokenizer"):
+                portable.tokenizer(part)
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple]:
+        """None: diffusers before 0.37 fails on annotations like ours, which it only logs of."""
+        return dict.fromkeys(signature(cls.__init__).parameters, (Signature.empty,))
 
     def schedule(self, steps: int | None = None, decoders: str = "exact") -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""
@@ -312,8 +334,10 @@ class TiuePipeline(
     def _decode_latents(self, latents: Tensor, output_type: str, draft: bool) -> Any:
         """z_0 (B, C, h, w) to images of ``output_type``."""
         if output_type == "latent":
+            check_picture(self, latents)
             return latents
         images = decode(self.draft_vae if draft else self.vae, latents, self._decode_images)
+        check_picture(self, latents, images)
         return self.image_processor.postprocess(images, output_type=output_type)
 
 

@@ -7,13 +7,14 @@ the folder ``taesd`` beside its ``vae``; for Stable Diffusion 1 and 2 there is a
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
+from ..students import hub
+from ..students.models import load_model
 
-FOLDER = "taesd"
+FOLDER, FILE = "taesd", "config.json"
 HUB_ID = "madebyollin/taesd"
 SCALING = 0.18215  # of Stable Diffusion 1 and 2's latents, which is what it was made for
 
@@ -40,18 +41,12 @@ def load_draft_decoder(pipe: Any, source: str | Path | None = None, accept: bool
             f"no draft decoder for this student's latents: put an AutoencoderTiny into {own}"
         )
     source = source or HUB_ID
-    here = Path(source).is_dir()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # diffusers' own call of the hub
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
-            tiny = AutoencoderTiny.from_pretrained(
-                str(source), use_safetensors=True, local_files_only=here or not accept
-            )
-    except (OSError, ValueError) as error:
-        accepting = "accept its licence, MIT, to download it (accept_license, --accept-license)"
-        hint = "copy the folder again" if here else accepting
-        raise TiueError(f"the draft decoder {source} is not here: {hint}") from error
+    if not Path(source).is_dir() and not accept and hub.cached(str(source), None, FILE) is None:
+        raise TiueError(
+            f"the draft decoder {source} is not here: accept its licence, MIT, to download it "
+            "(accept_license, --accept-license)"
+        )
+    tiny = load_model(AutoencoderTiny, hub.folder_of(source, accept))
     channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.num_decoder_blocks) - 1)
     if channels != pipe.vae.config.latent_channels or factor != pipe.vae_scale_factor:
         raise TiueError(

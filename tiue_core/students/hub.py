@@ -7,6 +7,7 @@ one, name it (`owner/name@main`) or delete the entry.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..io.files import write_atomically
 if TYPE_CHECKING:
     from .resolve import AcceptLicense
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+").fullmatch
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -77,6 +79,34 @@ def download(
     if revision is None and info.sha is not None:
         pin(hub_id, info.sha, terms)
     return Path(folder)
+
+
+def folder_of(name: str | Path, accept: "AcceptLicense") -> Path:
+    """A folder with one model: one on this disk, or a hub id, downloaded if need be.
+
+    Raises:
+        TiueError: neither, or the hub has only pickles.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if not _HUB_ID(str(name)):
+        raise TiueError(f"{name} does not exist: check the path")
+    here = cached(str(name), None, "config.json")
+    return here or download(str(name), None, accept, None, needed=needed_of_model)
+
+
+def needed_of_model(hub_id: str, files: list[str]) -> list[str]:
+    """The files of a repository that is one model: config, tokenizer, one set of weights."""
+    flat = [file for file in files if "/" not in file]
+    weights = [file for file in flat if file.endswith(".safetensors")]
+    if not weights:
+        raise TiueError(
+            f"{hub_id} holds only pickles, which can run code when they are read: "
+            "look for a repository with .safetensors files"
+        )
+    plain = [file for file in weights if "." not in file.removesuffix(".safetensors")]
+    return [file for file in flat if file.endswith((".json", ".txt"))] + (plain or weights)
 
 
 def needed_of_student(hub_id: str, files: list[str], folders: Sequence[str] = FOLDERS) -> list[str]:

@@ -22,10 +22,10 @@ from ..io.files import (
 from .folder import (
     check_folder,
     models_of,
-    reading,
     weights,
 )
 from .low_rank import LOW_RANK, add_low_rank
+from .models import load_model, read_tensors
 
 HERE = Path(__file__).parents[1]
 _STICKERS = HERE / "stickers"
@@ -103,7 +103,7 @@ class Source:
         homes = dict.fromkeys(models_of(self.path), self.path)
         if self.unet is not None:
             homes["unet"] = self.unet.parent
-        files = [path for name, home in homes.items() for path in weights(home, name)]
+        files = [path for name, home in homes.items() for path in weights(home / name)]
         files += [self.adapter] if self.adapter else []
         return content_hash([*files, self.path / "scheduler" / "scheduler_config.json"])
 
@@ -258,8 +258,8 @@ def load(
 
         pipe = load_single_file(source.path, base, dtype)
     else:
-        options = {**reading(source.path, dtype), **source.options(dtype)}
-        pipe = TiuePipeline.from_pretrained(str(source.path), **options)
+        options = source.options(dtype)
+        pipe = TiuePipeline.from_pretrained(str(source.path), dtype=dtype, **options)
     return pipe.to(device)
 
 
@@ -269,15 +269,10 @@ def load_unet(folder: Path, dtype: Any = None, adapter: Path | None = None) -> A
     ``adapter`` is a file of matrices that become part of the weights (see `low_rank`).
     """
     from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
 
-    read_header(weights(folder.parent, folder.name)[0])
-    unet = UNet2DConditionModel.from_pretrained(
-        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-    )
+    unet = load_model(UNet2DConditionModel, folder, dtype)
     if adapter is not None:
-        read_header(adapter)
-        add_low_rank(unet, load_file(adapter))
+        add_low_rank(unet, read_tensors([adapter]))
     return unet
 
 

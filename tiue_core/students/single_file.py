@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header
-from .folder import check_folder, dtype_argument, reading
+from .folder import check_folder, dtype_argument
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -92,7 +92,7 @@ def _load_unet(path: Path, folder: Path, dtype: Any) -> Any:
     )
     if any(tensor.is_meta for tensor in unet.parameters()):
         raise NotImplementedError
-    return TiuePipeline.from_pretrained(str(folder), unet=unet, **reading(folder, dtype))
+    return TiuePipeline.from_pretrained(str(folder), unet=unet, dtype=dtype)
 
 
 def _measure(path: Path, shapes: Shapes) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from ..errors import TiueError
 from ..pipelines.vae import decode
+from ..students import hub
+from ..students.models import load_model, load_tokenizer
 from .recipe import DistillRecipe
 
 SIDE = 224
@@ -26,14 +28,14 @@ class ClipTerm:
     """A frozen CLIP and the decoder through which it sees latents."""
 
     def __init__(self, recipe: DistillRecipe, pipeline: Any):
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
         self.recipe, name = recipe, str(recipe.clip_model)
         try:
-            self.clip = CLIPModel.from_pretrained(name, use_safetensors=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
+            folder = hub.folder_of(name, accept=True)
+            self.clip = load_model(CLIPModel, folder)
+            self.tokenizer = load_tokenizer(folder)
+        except TiueError as why:
             raise TiueError(
                 f"The CLIP model {name} cannot be loaded ({why}): give `clip_model` a folder or "
                 "hub id with safetensors."

@@ -31,6 +31,7 @@ def ship(runs: Path) -> int:
     from ..stickers.judge import Judge
     from ..stickers.world import World
     from ..students.low_rank import LOW_RANK
+    from ..students.models import load_model
 
     made = {folder.parent.name: folder for folder in runs.glob("*/result")}
     if not made:
@@ -38,7 +39,7 @@ def ship(runs: Path) -> int:
     student = TiuePipeline.from_pretrained(made.get("student", HERE / "student"))
     vae = next((made[name] for name in DECODERS if name in made), None)
     if vae is not None:
-        student.vae = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
+        student.vae = load_model(AutoencoderKL, vae)
     student.to(torch.float16).save_pretrained(HERE / "student")
     captions = dict.fromkeys(scene.caption for scene in World().scenes(2 * PROMPTS, 31))
     prompts = "\n".join(list(captions)[:PROMPTS]) + "\n"
@@ -48,7 +49,7 @@ def ship(runs: Path) -> int:
         tokenizer = made["teacher"].parent / "tokenizer"
         for name in ("vocab.json", "merges.txt"):
             shutil.copy(tokenizer / name, HERE / "student" / "tokenizer" / name)
-        unet = UNet2DConditionModel.from_pretrained(made["teacher"] / "unet")
+        unet = load_model(UNet2DConditionModel, made["teacher"] / "unet")
         unet.half().save_pretrained(HERE / "teacher" / "unet")
     if "judge" in made:
         Judge.load(made["judge"]).save(HERE / "judge")

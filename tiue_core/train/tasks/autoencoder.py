@@ -14,6 +14,7 @@ from torch import nn
 
 from ...stickers.render import render_pool, to_unit
 from ...stickers.world import World
+from ...students.models import load_model
 from ..grids import grid
 from ..loop import Task, adam, descend
 from ..recipe import AutoencoderRecipe
@@ -31,7 +32,7 @@ class AutoencoderTask(Task):
         self.world = World(**recipe.world.model_dump())
         self.vae: AutoencoderKL
         if recipe.init:
-            self.vae = AutoencoderKL.from_pretrained(recipe.init, use_safetensors=True)
+            self.vae = load_model(AutoencoderKL, recipe.init)
         else:
             self.vae = AutoencoderKL(**recipe.model)
         if recipe.freeze_encoder:

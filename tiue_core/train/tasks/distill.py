@@ -35,6 +35,7 @@ from ...pipelines.base import TiuePipeline
 from ...pipelines.packed import extra_rows, split, take_packed
 from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
+from ...students.models import load_model
 from ..card import card
 from ..clip_term import ClipTerm
 from ..critic import Critic, fool, tell_apart
@@ -80,7 +81,7 @@ class DistillTask(Task):
         take_packed(self.pipeline.unet, self.pipeline.vae_scale_factor)
         student = self._copy(self.pipeline.unet)
         if recipe.init:
-            student = UNet2DConditionModel.from_pretrained(recipe.init, use_safetensors=True)
+            student = load_model(UNet2DConditionModel, recipe.init)
         if recipe.weights == "bfloat16":
             student.to(torch.bfloat16)
             self.pipeline.unet.to(torch.bfloat16)

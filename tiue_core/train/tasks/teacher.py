@@ -24,6 +24,7 @@ from ...pipelines.vae import decode, encode_mean
 from ...stickers.render import render_pool, to_unit
 from ...stickers.words import make_tokenizer
 from ...stickers.world import World
+from ...students.models import load_model
 from ..grids import grid
 from ..loop import Task, adam, descend
 from ..recipe import TeacherRecipe
@@ -52,7 +53,7 @@ class TeacherTask(Task):
     def __init__(self, recipe: TeacherRecipe):
         self.recipe = recipe
         self.world = World(**recipe.world.model_dump())
-        self.vae = AutoencoderKL.from_pretrained(recipe.autoencoder, use_safetensors=True)
+        self.vae = load_model(AutoencoderKL, recipe.autoencoder)
         self.vae.eval().requires_grad_(False)
         self.tokenizer = make_tokenizer(
             World(kinds=10_000, backgrounds=10).corpus(),
