@@ -139,7 +139,12 @@ def _unet(part: Part, path: Any, base: Any, dtype: Any) -> Any:
         return load_unet(path, dtype)
     from diffusers import UNet2DConditionModel
 
-    return fill(empty(UNet2DConditionModel, base / "unet"), read_tensors([path]), path, dtype)
+    try:
+        return fill(empty(UNet2DConditionModel, base / "unet"), read_tensors([path]), path, dtype)
+    except TiueError as why:
+        raise TiueError(
+            f"{path.name} does not fit the UNet of {base.name} ({why}): give the base it was made for"
+        ) from why
 
 
 def _check_inputs(system: System, unet: Any) -> None:
