@@ -143,7 +143,8 @@ def _unet(part: Part, path: Any, base: Any, dtype: Any) -> Any:
         return fill(empty(UNet2DConditionModel, base / "unet"), read_tensors([path]), path, dtype)
     except TiueError as why:
         raise TiueError(
-            f"{path.name} does not fit the UNet of {base.name} ({why}): give the base it was made for"
+            f"{path.name} does not fit the UNet of {base.name} ({why}): give the base it was made "
+            "for"
         ) from why
 
 

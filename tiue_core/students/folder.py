@@ -103,7 +103,8 @@ def _variants(names: Sequence[str]) -> list[str]:
 
 def _set(names: Sequence[str], variant: str) -> tuple[list[str], str]:
     """The files of one variant, or the first that is missing."""
-    whole, parts = [], []
+    whole: list[tuple[str, re.Match[str]]] = []
+    parts: list[tuple[str, re.Match[str]]] = []
     for name in names:
         match = _FILE(name)
         if match and (match["variant"] or match["late"] or "") == variant:
