@@ -101,7 +101,7 @@ def test_generate_writes_what_the_pipeline_paints(tiue: Any, student: Path) -> N
 def test_metadata_is_enough_to_make_it_again(tiue: Any, tmp_path: Path, student: Path) -> None:
     lora = helpers.write_lora(tmp_path / "my style.safetensors", helpers.lora_tensors())
     settings = [
-        *("--seed", "9", "--width", "24", "--height", "8", "--steps", "3"),
+        *("--seed", "9", "--width", "24", "--height", "12", "--steps", "3"),
         *("--dtype", "float32", "--decoders", "fast"),
     ]
     ended = tiue("generate", "a cat, 猫", *settings, "--lora", f"{lora}:0.5", "--json")

@@ -10,8 +10,10 @@ same folders. An image depends on its prompt, its seed, its size and K, never on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from ..optimize.optimize import Optimizable
 from ..students import portable
 from ..students.folder import READING, models_of
 from ..students.models import load_components
+from ..students.vocabulary import Vocabulary, size_note
 from .memory import in_batches
 from .text import token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
@@ -111,6 +114,8 @@ class TiuePipeline(
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._embeddings = Embeddings()
         self.draft_vae: Any = None
+        self._warned_words: set[str] = set()
+        self._warned_sizes: set[str] = set()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -232,6 +237,7 @@ class TiuePipeline(
         total = prompts * count
         shape = self._latent_shape(width, height, latents, total)
         seeds = seeds_of(seed, total) if latents is None else []
+        self._warn_of_the_unknown(texts or [], shape[2], shape[1])
         if draft and self.draft_vae is None:
             self.load_draft()
         if latents is not None and seed is not None:
@@ -302,6 +308,26 @@ class TiuePipeline(
             mask = tokens.attention_mask if masked else None
             embeds.append(self.text_encoder(tokens.input_ids, attention_mask=mask)[0])
         return torch.cat(embeds)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words that the student was trained on, where those are few."""
+        folder = Path(str(self.config.get("_name_or_path") or ""))
+        return Vocabulary(self.tokenizer.get_vocab(), folder)
+
+    def _warn_of_the_unknown(self, texts: Sequence[str], width: int, height: int) -> None:
+        """Say once what the student was not trained on; ``width`` and ``height`` in latents."""
+        unknown = self.vocabulary.unknown(texts)
+        words = [word for word in unknown if word not in self._warned_words]
+        notes = [self.vocabulary.note(words, again=bool(self._warned_words))] if words else []
+        factor, own = self.vae_scale_factor, self.unet.config.sample_size
+        sides = own if isinstance(own, list | tuple) else (own, own)
+        size = size_note(width * factor, height * factor, (sides[1] * factor, sides[0] * factor))
+        notes += [size] if size and size not in self._warned_sizes else []
+        self._warned_words.update(words)
+        self._warned_sizes.add(size)
+        for note in notes:
+            warnings.warn(note, stacklevel=4)  # the caller of __call__, past no_grad's wrapper
 
     def _latent_shape(
         self, width: int | None, height: int | None, latents: Tensor | None, total: int
