@@ -1,0 +1,192 @@
+"""A student as one ``.safetensors`` checkpoint, which ComfyUI and the WebUI family load themselves.
+
+Such a file has weights only: no schedule, no K. They travel in the header's metadata under the key
+``tiue``; programs that know nothing of it see an ordinary checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..errors import TiueError
+from ..io.files import check_writable, explain, read_header, to_disk
+from . import original
+from .folder import MODELS, check_folder, weights
+
+KEY = "tiue"  # of our entry in the metadata
+FORMAT = 1
+_ARCHITECTURES = {768: "stable-diffusion-v1", original.OPEN_CLIP: "stable-diffusion-v2-512"}
+_NAMES = {
+    "unet": ("model.diffusion_model.", original.unet_tensors),
+    "vae": ("first_stage_model.", original.vae_tensors),
+    "text_encoder": ("cond_stage_model.", original.text_tensors),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a student's weights do not say: how it was made."""
+
+    name: str
+    scheduler: dict[str, Any]  # its diffusers config
+    steps: int  # K
+    timesteps: list[int] | None  # where they are not the scheduler's for K
+    side: int  # in pixels, of the square that it was trained on
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any] | None) -> Made | None:
+        """From a safetensors header's metadata; None if no student of ours wrote it.
+
+        Raises:
+            TiueError: there is an entry of ours, but not one that this version understands.
+        """
+        entry = (metadata or {}).get(KEY)
+        if entry is None:
+            return None
+        try:
+            values = json.loads(entry) if isinstance(entry, str) else dict(entry)
+            if values.pop("format") != FORMAT:
+                raise ValueError
+            made = cls(**values)
+            whole = isinstance(made.steps, int) and isinstance(made.side, int)
+            if not whole or not isinstance(made.scheduler, dict):
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise TiueError(
+                "this checkpoint's entry 'tiue' was written by another version: convert the "
+                "student again (tiue export --to checkpoint)"
+            ) from None
+        return made
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint is made of: configs as diffusers and transformers have them, tensors."""
+
+    made: Made
+    configs: Mapping[str, Mapping[str, Any]]  # of unet, vae and text_encoder
+    tensors: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Parts:
+        """From a diffusers folder, without a model being built.
+
+        Raises:
+            TiueError: no such folder, or not a student's of one text encoder.
+        """
+        from safetensors.torch import load_file
+
+        check_folder(folder)
+        if (folder / "text_encoder_2").is_dir():
+            raise TiueError(
+                f"{folder} is SDXL's layout, which has no original names here: convert a student "
+                "of the shape of Stable Diffusion 1.5 or 2.1"
+            )
+        index = _json(folder / "model_index.json")
+        configs = {name: _json(folder / name / "config.json") for name in MODELS}
+        tensors: dict[str, dict[str, Any]] = {}
+        for name in MODELS:
+            tensors[name] = {}
+            for path in weights(folder, name):
+                tensors[name].update(load_file(path))
+        scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+        return cls(_made(folder.resolve().name, scheduler, index, configs), configs, tensors)
+
+    @classmethod
+    def of_pipeline(cls, pipe: Any, name: str) -> Parts:
+        """From a ``TiuePipeline``; LoRAs are to be fused into it before."""
+        if getattr(pipe, "text_encoder_2", None) is not None:
+            raise TiueError(
+                f"{name} has SDXL's layout, which has no original names here: convert a student "
+                "of the shape of Stable Diffusion 1.5 or 2.1"
+            )
+        models = {part: getattr(pipe, part) for part in MODELS}
+        configs = {
+            part: model.config.to_dict() if part == "text_encoder" else dict(model.config)
+            for part, model in models.items()
+        }
+        tensors = {part: model.state_dict() for part, model in models.items()}
+        scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+        return cls(_made(name, scheduler, pipe.config, configs), configs, tensors)
+
+
+def write(parts: Parts, out: Path, dtype: Any = None) -> Path:
+    """Write `out`, whole or not at all.
+
+    Args:
+        dtype: of all weights, a torch dtype; as they are by default.
+
+    Raises:
+        TiueError: an autoencoder or UNet without original names, or the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    original.check(parts.configs)
+    made = parts.made
+    tensors = {
+        prefix + name: (tensor if dtype is None else tensor.to(dtype)).contiguous()
+        for part, (prefix, rename) in _NAMES.items()
+        for name, tensor in rename(dict(parts.tensors[part]), parts.configs[part]).items()
+    }
+    check_writable(out.parent)
+    try:
+        with TemporaryDirectory(dir=out.parent, prefix=".tiue-") as folder:
+            whole = Path(folder) / out.name
+            save_file(tensors, whole, _metadata(made, parts.configs["unet"]))
+            to_disk(whole)
+            return whole.replace(out)
+    except OSError as error:
+        raise explain(error, out) from error
+
+
+def read_made(path: Path) -> Made | None:
+    """How the student in a checkpoint file was made; None if it does not say."""
+    read_header(path)
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return Made.read(header.get("__metadata__"))
+
+
+def renamed(parts: Parts, name: str) -> Parts:
+    """The same under another name."""
+    return replace(parts, made=replace(parts.made, name=name))
+
+
+def _metadata(made: Made, unet: Mapping[str, Any]) -> dict[str, str]:
+    """Ours, and what others read of it (Stability AI's model spec 1.0.0)."""
+    context = unet["cross_attention_dim"]
+    return {
+        "format": "pt",
+        KEY: json.dumps({"format": FORMAT, **vars(made)}, sort_keys=True),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _ARCHITECTURES.get(context, "tiue"),
+        "modelspec.title": made.name,
+        "modelspec.resolution": f"{made.side}x{made.side}",
+        "modelspec.prediction_type": made.scheduler.get("prediction_type", "epsilon"),
+    }
+
+
+def _made(name: str, scheduler: Any, index: Mapping[str, Any], configs: Mapping[str, Any]) -> Made:
+    from ..core.schedule import STEPS
+
+    timesteps = index.get("timesteps")
+    steps = index.get("steps") or STEPS
+    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    side = configs["unet"].get("sample_size") or 64
+    side = side if isinstance(side, int) else max(side)
+    return Made(
+        name=name,
+        scheduler={k: v for k, v in scheduler.items() if not k.startswith("_")},
+        steps=steps if timesteps is None else len(timesteps),
+        timesteps=None if timesteps is None else list(timesteps),
+        side=side * factor,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
