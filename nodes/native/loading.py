@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ...tiue_core.core.schedule import STEPS
 from ...tiue_core.io.files import read_header
+from ...tiue_core.students import checkpoint
 from . import shapes
 from .onepass import KEY, STABLE_DIFFUSION, Made
 
@@ -62,14 +63,17 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
             f"{path.name} has no {' and no '.join(missing)}: give a whole checkpoint, or a "
             "diffusers folder"
         )
-    # ComfyUI guesses from a bias whether a 2.x model predicts velocity; students predict epsilon.
-    epsilon = comfy.model_base.ModelType.EPS
-    if model.model.model_type != epsilon:
-        model.model.model_type = epsilon
-        model.model.model_sampling = comfy.model_base.model_sampling(
-            model.model.model_config, epsilon
-        )
-    model.set_attachments(KEY, Made({**STABLE_DIFFUSION, "prediction_type": "epsilon"}))
+    # A file of `tiue export` says how its student was made; others are made as the paper's are.
+    made = checkpoint.read_made(path) or checkpoint.Made.stable_diffusion(path.stem)
+    # ComfyUI guesses from a bias whether a 2.x model predicts velocity; a student says.
+    velocity = made.scheduler.get("prediction_type") == "v_prediction"
+    kinds = comfy.model_base.ModelType
+    kind = kinds.V_PREDICTION if velocity else kinds.EPS
+    if model.model.model_type != kind:
+        model.model.model_type = kind
+        model.model.model_sampling = comfy.model_base.model_sampling(model.model.model_config, kind)
+    timesteps = made.timesteps and tuple(made.timesteps)
+    model.set_attachments(KEY, Made(made.scheduler, made.steps, timesteps))
     return model, clip, vae
 
 

@@ -25,23 +25,12 @@ from torch import Tensor
 
 from ...tiue_core.core.finite import check_latents
 from ...tiue_core.core.schedule import STEPS, OneWaySchedule
+from ...tiue_core.students.checkpoint import STABLE_DIFFUSION
 from . import checks
 from .savings import SharedComfyUNet
 from .unet import ComfyUNet
 
 KEY = "tiue"  # of our wrappers and attachments
-
-STABLE_DIFFUSION = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "timestep_spacing": "leading",
-    "clip_sample": False,
-}
-"""The scheduler that Stable Diffusion 1 and 2, and their students, were trained with."""
 
 
 @dataclass(frozen=True)

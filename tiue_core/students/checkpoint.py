@@ -13,10 +13,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..core.schedule import STEPS, OneWaySchedule
 from ..errors import TiueError
 from ..io.files import check_writable, explain, read_header, to_disk
 from . import original
 from .folder import MODELS, check_folder, weights
+
+STABLE_DIFFUSION = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "timestep_spacing": "leading",
+    "clip_sample": False,
+}
+"""The scheduler that Stable Diffusion 1 and 2, and their students, were trained with."""
 
 KEY = "tiue"  # of our entry in the metadata
 FORMAT = 1
@@ -37,6 +50,22 @@ class Made:
     steps: int  # K
     timesteps: list[int] | None  # where they are not the scheduler's for K
     side: int  # in pixels, of the square that it was trained on
+
+    @classmethod
+    def stable_diffusion(cls, name: str, prediction_type: str = "epsilon") -> Made:
+        """Where a file does not say: as Stable Diffusion's students are made."""
+        scheduler = {**STABLE_DIFFUSION, "prediction_type": prediction_type}
+        return cls(name, scheduler, steps=STEPS, timesteps=None, side=512)
+
+    def schedule(self, steps: int = 0, decoders: str = "exact") -> OneWaySchedule:
+        """For K = `steps`, 0 for the student's own; `decoders` as for ``from_config``."""
+        own = self.timesteps if steps in (0, self.steps) else None
+        return OneWaySchedule.from_config(
+            self.scheduler,
+            steps=None if own else steps or self.steps,
+            timesteps=own,
+            decoders=decoders,
+        )
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> Made | None:
@@ -172,8 +201,6 @@ def _metadata(made: Made, unet: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _made(name: str, scheduler: Any, index: Mapping[str, Any], configs: Mapping[str, Any]) -> Made:
-    from ..core.schedule import STEPS
-
     timesteps = index.get("timesteps")
     steps = index.get("steps") or STEPS
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
