@@ -1,0 +1,100 @@
+"""What a job is going to do: which schedule, or why it cannot be painted in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modules.processing import StableDiffusionProcessingImg2Img
+
+from tiue_core.core.schedule import OneWaySchedule
+from tiue_core.errors import TiueError
+from tiue_core.students.checkpoint import Made
+
+SPEEDS = ("plain", "fast")
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedule of a job; ``Plan.of`` raises what stands in its way."""
+
+    schedule: OneWaySchedule
+    made: Made
+
+    @classmethod
+    def make(cls, p: Any, decoders: Any = 0, speed: str = "plain") -> Plan:
+        """For a job whose model is loaded.
+
+        Args:
+            decoders: K; 0 is the student's own.
+            speed: "fast" leaves out decoders that carry less than 1 % of the weight.
+
+        Raises:
+            TiueError: it cannot be painted in one pass; the message says what to do.
+        """
+        _check_job(p)
+        made = made_of(p.sd_model)
+        if speed not in SPEEDS:
+            raise TiueError(f"TiUE speed is {speed!r}: choose one of {', '.join(SPEEDS)}")
+        try:
+            steps = int(decoders)
+            if steps != float(decoders) or steps < 0:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise TiueError(
+                f"TiUE decoders is {decoders!r}: give a whole number, 0 for the student's own"
+            ) from None
+        try:
+            schedule = made.schedule(steps, "fast" if speed == "fast" else "exact")
+        except ValueError as error:
+            raise TiueError(f"TiUE decoders: {error}") from error
+        return cls(schedule, made)
+
+    @classmethod
+    def of(cls, p: Any) -> Plan:
+        """The plan that the script made for this job, or one of the student's own settings."""
+        found = getattr(p, "tiue_plan", None)
+        if isinstance(found, TiueError):
+            raise found
+        return found or cls.make(p)
+
+
+def made_of(sd_model: Any) -> Made:
+    """How the loaded student was made: by its file, or in Stable Diffusion's way.
+
+    Raises:
+        TiueError: the model has another layout than Stable Diffusion 1 and 2.
+    """
+    if not (sd_model.is_sd1 or sd_model.is_sd2):
+        kind = "SDXL" if sd_model.is_sdxl else type(sd_model).__name__
+        raise TiueError(
+            f"this model is {kind}: choose a checkpoint of a student of Stable Diffusion 1.5 or "
+            "2.1, or another sampling method"
+        )
+    if sd_model.is_inpaint:
+        raise TiueError(
+            "this model is for inpainting: choose a student's checkpoint, or another sampling "
+            "method"
+        )
+    info = sd_model.sd_checkpoint_info
+    made = Made.read(info.metadata)
+    if made is not None:
+        return made
+    prediction = sd_model.forge_objects.unet.model.predictor.prediction_type
+    return Made.stable_diffusion(info.name_for_extra, prediction)
+
+
+def _check_job(p: Any) -> None:
+    if isinstance(p, StableDiffusionProcessingImg2Img):
+        raise TiueError(
+            "TiUE One Pass paints from noise, not from a picture: choose another sampling method "
+            "for img2img and inpainting"
+        )
+    if getattr(p, "enable_hr", False):
+        second = p.hr_sampler_name
+        if second in (None, "Use same sampler", p.sampler_name):
+            raise TiueError(
+                "TiUE One Pass cannot rework a picture: choose another Hires sampling method "
+                "(Euler, say) for hires fix"
+            )
