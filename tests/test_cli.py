@@ -81,6 +81,18 @@ def pixels(path: str | Path) -> np.ndarray:
 # --- what it makes -------------------------------------------------------------------------
 
 
+def test_like_paints_in_the_precision_of_the_picture(tiue: Any) -> None:
+    first = tiue("generate", "a cat", "--dtype", "bfloat16", "--device", "cpu", "--json").json
+    again = tiue(
+        "generate", "--like", first["images"][0]["path"], "--device", "cpu", "--out", "b", "--json"
+    ).json
+    plain = tiue("generate", "a cat", "--device", "cpu", "--out", "c", "--json").json
+    paths = [made["images"][0]["path"] for made in (first, again, plain)]
+    assert read_metadata(Path(paths[1]))["dtype"] == "bfloat16"
+    one, two, three = (pixels(path) for path in paths)
+    assert np.array_equal(one, two) and not np.array_equal(one, three)
+
+
 def test_generate_writes_what_the_pipeline_paints(tiue: Any, student: Path) -> None:
     ended = tiue("generate", "a cat", "a dog", "--seed", "5", "--count", "3", "--device", "cpu")
     assert (ended.status, ended.err) == (0, "")

@@ -202,3 +202,13 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TiueError) as error:
             read_metadata(tmp_path / name)
         assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_a_file_is_replaced_not_written_over(tmp_path: Path) -> None:
+    """Who has the old file open, or linked, keeps the old bytes whole."""
+    path, other = tmp_path / "a.png", tmp_path / "other.png"
+    path.write_bytes(b"old")
+    other.hardlink_to(path)
+    files.write_atomically(path, b"new and longer")
+    assert path.read_bytes() == b"new and longer" and other.read_bytes() == b"old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "other.png"]

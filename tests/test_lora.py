@@ -176,6 +176,29 @@ def test_killed_and_resumed_gives_the_same_weights(
     assert len(loss_curve(cut.out)) == (2 if method == "transfer" else 4)
 
 
+@pytest.mark.parametrize(
+    ("method", "setting", "low", "high"),
+    [
+        ("transfer", "prior", 0.1, 10.0),
+        ("one-pass", "prior", 0.1, 10.0),
+        ("one-pass", "kl_weight", 0.0, 10.0),
+        ("one-pass", "fake_drop_prompt", 0.0, 1.0),
+        ("paired", "kl_weight", 0.0, 10.0),
+    ],
+)
+def test_each_setting_of_the_loss_moves_what_is_learned(
+    recipe: Callable[..., LoraRecipe], method: str, setting: str, low: float, high: float
+) -> None:
+    """Same pictures, same draws: what is learned differs by this setting alone."""
+    given = {"method": method, "learning_rate": 0.01, "warmup": 0, "steps": 3, "student_steps": 3}
+    one, same, other = (
+        load_file(train_lora(recipe(name, **given, **{setting: value})))
+        for name, value in (("low", low), ("again", low), ("high", high))
+    )
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert max(float((one[key] - other[key]).abs().max()) for key in one) > 1e-4
+
+
 def test_a_stopped_run_says_so_and_goes_on(recipe: Callable[..., LoraRecipe]) -> None:
     one = recipe()
     with pytest.raises(Stopped, match="after 1 of 2 updates: the same command goes on"):

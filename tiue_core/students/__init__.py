@@ -5,9 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+#: What this package offered when it was one module, and where it is now.
+_NAMES = {
+    **dict.fromkeys(
+        ("AcceptLicense", "REGISTRY", "Source", "Student", "find", "overview"), ".resolve"
+    ),
+    **dict.fromkeys(("device_of", "dtype_of", "load", "load_unet"), ".resolve"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """``find``, ``load``, ``REGISTRY``, ...: what this package was, when it was one module."""
-    if name.startswith("_"):
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".resolve", __name__), name)
+    return getattr(import_module(_NAMES[name], __name__), name)

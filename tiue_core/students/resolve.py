@@ -170,11 +170,6 @@ def find(
     raise TiueError(f"no student named '{text}': try {hint}, a folder, a file or a hub id")
 
 
-def resolve(name: str | Path, **options: Any) -> Path:
-    """The folder or single file that `name` stands for; see `find`."""
-    return find(name, **options).path
-
-
 def overview() -> list[dict[str, Any]]:
     """The registry with what is on this machine; asks neither torch nor the network."""
     from . import hub
