@@ -25,6 +25,7 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch.nn import functional as F
 
+from tiue_core import students
 from tiue_core.evaluate.stickers import (
     PROMPT_SEED,
     WORLD_SEED,
@@ -35,7 +36,6 @@ from tiue_core.io.messages import quiet_libraries
 from tiue_core.stickers.judge import Judge, labels, right
 from tiue_core.stickers.render import render_pool, to_unit
 from tiue_core.stickers.world import Scene, World
-from tiue_core.students import resolve as students
 from tiue_core.students.lora import Lora, load_loras
 from tiue_core.train.grids import grid
 from tiue_core.train.lora.run import train_lora

@@ -253,7 +253,11 @@ def main() -> None:
             write(options.out / "features.json", features_over_time())
         if set(options.rows) != set(STUDY["rows"]):
             return  # a part is no study; --report writes up what there is
-    report(STUDY, options.out, sys.executable, os.fspath(Path(__file__)))
+
+    def pictures(row: str, prompts: list[str], seeds: list[int]) -> Tensor:
+        return paint(*painter_for(row, 0, options.out), prompts, seeds)
+
+    report(STUDY, options.out, os.fspath(Path(__file__)), pictures)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from scipy import stats
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = ("fid", "fidelity", "two_things", "precision", "recall", "f1", "density", "coverage")
+
+Paint = Callable[[str, list[str], list[int]], Any]  #: a row's pictures of prompts and seeds
 
 
 def gathered(rows: Any, folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -33,7 +37,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * error)
 
 
-def report(study: dict, out: Path, python: str, script: str) -> None:
+def report(study: dict, out: Path, script: str, paint: Paint) -> None:
     """Write docs/study.json, the table in docs/study.md and the figures in docs/study."""
     values = gathered(study["rows"], out / "measured")
     large = gathered(study["rows"], out / "measured-large")
@@ -42,7 +46,7 @@ def report(study: dict, out: Path, python: str, script: str) -> None:
     alike = {row: _shape(study["rows"][row]) for row in values}
     for row in values:  # each shape in a process of its own, so that memory is its own
         if alike[row] not in costs:
-            command = [python, script, "--out", str(out), "--cost", row]
+            command = [sys.executable, script, "--out", str(out), "--cost", row]
             made = subprocess.run(command, capture_output=True, text=True, check=True)
             costs[alike[row]] = json.loads(made.stdout)
             costs_file.write_text(json.dumps(costs, indent=1))
@@ -63,7 +67,7 @@ def report(study: dict, out: Path, python: str, script: str) -> None:
         before, after = text.split(start)[0], text.split(end)[1]
         text = f"{before}{start}\n{table(rows)}\n{end}{after}"
     page.write_text(text, encoding="utf-8")
-    figures(result, json.loads(features.read_text()) if features.is_file() else None, out)
+    figures(result, json.loads(features.read_text()) if features.is_file() else None, out, paint)
 
 
 def _summary(row: dict, columns: dict[str, list[float]]) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def check(out: Path) -> str | None:
     return f"outside: {', '.join(wrong)}" if wrong else None
 
 
-def figures(result: dict, features: dict | None, out: Path) -> None:
+def figures(result: dict, features: dict | None, out: Path, paint: Paint) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,12 +167,11 @@ def figures(result: dict, features: dict | None, out: Path) -> None:
             sheet.paste(strip, (60, 260 * index))
             draw.text((8, 260 * index + 120), str(step), fill="black", font_size=20)
         sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3)).save(folder / "updates.png")
-    diversity(rows, out, folder / "diversity.png")
+    diversity(rows, paint, folder / "diversity.png")
 
 
-def diversity(rows: dict, out: Path, file: Path) -> None:
+def diversity(rows: dict, paint: Paint, file: Path) -> None:
     """One prompt, eight noises, a line for each system."""
-    import study
     from PIL import Image, ImageDraw
 
     from tiue_core.train.grids import grid
@@ -181,9 +184,7 @@ def diversity(rows: dict, out: Path, file: Path) -> None:
     sheet = Image.new("RGB", (1024 + 180, 128 * len(shown)), "white")
     draw = ImageDraw.Draw(sheet)
     for index, row in enumerate(shown):
-        pipeline, latents = study.painter_for(row, 0, out)
-        prompts = ["a flower on a blue background"] * 8
-        images = study.paint(pipeline, latents, prompts, list(range(8)))
+        images = paint(row, ["a flower on a blue background"] * 8, list(range(8)))
         sheet.paste(grid(images, columns=8), (180, 128 * index))
         draw.text((8, 128 * index + 54), row, fill="black", font_size=20)
     sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3)).save(file)

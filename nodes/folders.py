@@ -11,7 +11,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..tiue_core.students.resolve import REGISTRY, TEACHER
+from ..tiue_core.students.registry import REGISTRY, TEACHER
 
 KIND = "tiue"
 _FOLDERS = (KIND, "diffusers")  # where diffusers folders are looked for

@@ -17,28 +17,36 @@ def modules(root: Path = ROOT, package: str = "tiue_core") -> dict[str, Path]:
     return found
 
 
-def imports(root: Path = ROOT, package: str = "tiue_core") -> dict[str, set[str]]:
-    """Module -> modules of the package that it imports, anywhere in it, lazily too."""
+def imports(
+    root: Path = ROOT, package: str = "tiue_core", relative: bool = True
+) -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports, anywhere in it, lazily too.
+
+    Args:
+        relative: read relative imports; scripts that lie side by side import each other by name.
+    """
     known = modules(root, package)
     graph = {}
     for name, path in known.items():
         home = name.split(".") if name else []
         if path.name != "__init__.py":
             home = home[:-1]
-        graph[name] = {
-            target
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.ImportFrom) and node.level
-            for target in _targets(node, home, known)
-        } - {name, ""}
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and bool(node.level) == relative:
+                above = home[: len(home) - max(node.level - 1, 0)] if relative else []
+                base = [*above, *(node.module.split(".") if node.module else [])]
+                found |= _targets(base, [alias.name for alias in node.names], known)
+            elif isinstance(node, ast.Import) and not relative:
+                found |= {alias.name for alias in node.names} & set(known)
+        graph[name] = found - {name, ""}
     return graph
 
 
-def _targets(node: ast.ImportFrom, home: list[str], known: dict[str, Path]) -> set[str]:
-    base = home[: len(home) - (node.level - 1)] + (node.module.split(".") if node.module else [])
-    names = {".".join([*base, alias.name]) for alias in node.names}
-    modules_named = names & set(known)
-    return modules_named | ({".".join(base)} if names - modules_named else set())
+def _targets(base: list[str], names: list[str], known: dict[str, Path]) -> set[str]:
+    """What ``from base import names`` imports: submodules by their name, else the base."""
+    full = {".".join([*base, name]) for name in names}
+    return (full & set(known)) | ({".".join(base)} & set(known) if full - set(known) else set())
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

@@ -451,7 +451,7 @@ def test_a_picture_of_a_list_can_be_made_again(
     import helpers_students
     from safetensors.torch import save_file
 
-    from tiue_core.students import resolve as students
+    from tiue_core import students
 
     student = helpers_students.make_student(tmp_path / "tiny")
     built_in = students.Student("stickers", "small", "Apache-2.0", folder=student)

@@ -20,11 +20,10 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from tiue_core import cli
+from tiue_core import cli, students
 from tiue_core.cli import generate
 from tiue_core.io import files
 from tiue_core.io.images import read_metadata
-from tiue_core.students import resolve as students
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,9 +17,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizerFast
 
-from tiue_core import TiuePipeline
+from tiue_core import TiuePipeline, students
 from tiue_core.errors import TiueError
-from tiue_core.students import resolve as students
 from tiue_core.students.folder import weights
 from tiue_core.students.models import load_model, load_tokenizer
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tiue_core import students
 from tiue_core.core.forward_process import Noising
 from tiue_core.errors import TiueError
-from tiue_core.students import resolve as students
 from tiue_core.students.lora import Lora, load_loras
 from tiue_core.train.loop import LossError, Stopped
 from tiue_core.train.lora import stages

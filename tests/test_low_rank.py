@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tiue_core import students
 from tiue_core.errors import TiueError
-from tiue_core.students import resolve as students
 from tiue_core.students.low_rank import LOW_RANK, add_low_rank
 from tiue_core.train.loop import train
 from tiue_core.train.low_rank import give_adapters, write_adapters

@@ -18,11 +18,11 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from tiue_core import students
 from tiue_core.errors import TiueError
 from tiue_core.io.files import read_header
 from tiue_core.students import folder as folders
 from tiue_core.students import hub
-from tiue_core.students import resolve as students
 from tiue_core.students.lora import Lora, load_loras
 
 

@@ -310,7 +310,7 @@ def test_the_miniatures_rows(tmp_path: Path) -> None:
 
     from tiue_core.baselines.registry import MINIATURE
     from tiue_core.pipelines.base import TiuePipeline
-    from tiue_core.students.resolve import load as load_student
+    from tiue_core.pipelines.load import load as load_student
 
     grids = {
         "stickers-teacher": LEADING,
@@ -342,8 +342,8 @@ def test_the_one_step_row_is_the_teacher_and_a_difference() -> None:
     """From the package alone, against W + B A and x_0 = (z - sigma eps) / alpha written out."""
     from safetensors.torch import load_file
 
+    from tiue_core import students
     from tiue_core.core.noise import draw_noise
-    from tiue_core.students import resolve as students
 
     found = find("stickers-swiftbrush")
     assert found.source is not None and found.source.adapter is not None

@@ -23,8 +23,8 @@ from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...tiue_core.core.finite import check_latents
 from ...tiue_core.core.schedule import STEPS, OneWaySchedule
+from ...tiue_core.shared.finite import check_latents
 from ...tiue_core.students.checkpoint import STABLE_DIFFUSION
 from . import checks
 from .savings import SharedComfyUNet

@@ -16,10 +16,10 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...tiue_core.core.arguments import SEEDS
-from ...tiue_core.core.finite import check_latents
 from ...tiue_core.core.noise import draw_noise
 from ...tiue_core.core.schedule import OneWaySchedule
 from ...tiue_core.core.unet import Features
+from ...tiue_core.shared.finite import check_latents
 from . import checks
 from .onepass import KEY, Made, OnePassSampler, install, room_for, sigmas_of
 from .unet import ComfyUNet

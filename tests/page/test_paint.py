@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiue_core import TiuePipeline, cli
+from tiue_core import TiuePipeline, cli, students
 from tiue_core.app.inside import look
 from tiue_core.app.paint import paint
 from tiue_core.app.state import ServerConfig
 from tiue_core.app.worker import Models
 from tiue_core.cli import console
 from tiue_core.errors import TiueError
-from tiue_core.students import resolve as students
 
 
 @pytest.fixture(scope="module")

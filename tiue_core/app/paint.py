@@ -116,7 +116,7 @@ def pictures_of(pipe: Any, latents: Tensor, draft: bool = False) -> list[Any]:
     """z_0 (B, C, h, w) to PIL images, by the student's autoencoder or its draft decoder.
 
     Raises:
-        TiueError: they are no picture (see ``core.finite``).
+        TiueError: they are no picture (see ``shared.finite``).
     """
     images = pipe._decode_latents(latents, "pt", draft)
     processor = pipe.image_processor

@@ -19,7 +19,8 @@ from ..errors import TiueError
 from ..io.files import file_hash
 from ..pipelines import draft
 from ..students.lora import Lora
-from ..students.resolve import REGISTRY, Source
+from ..students.registry import REGISTRY
+from ..students.source import Source
 
 SEED_LIMIT = 2**53 - 1  # what a browser counts exactly
 MODES = (*DECODERS, "draft")  # draft: fast, and a tiny decoder in the autoencoder's place

@@ -66,7 +66,7 @@ class Models:
 
 def check_finite(pipe: Any, label: str) -> None:
     """Raise TiueError if a weight is NaN or infinite: such a student paints black, in silence."""
-    from ..core.finite import broken_weight
+    from ..shared.finite import broken_weight
 
     for part in ("unet", "vae", "text_encoder"):
         if name := broken_weight(getattr(pipe, part)):

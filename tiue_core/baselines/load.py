@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import TiueError
+from ..pipelines.load import device_of, dtype_of
+from ..pipelines.load import load as load_student
 from ..students.folder import READING
 from ..students.lora import Lora, load_loras
-from ..students.models import empty, fill, load_components, read_tensors
-from ..students.resolve import device_of, dtype_of, load_unet
-from ..students.resolve import load as load_student
+from ..students.models import empty, fill, load_components, load_unet, read_tensors
 from .find import Found
 from .pipeline import SystemPipeline
 from .system import Part, System

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..students.resolve import NON_COMMERCIAL
+from ..students.registry import NON_COMMERCIAL
 from .system import Part, System
 
 OPEN_RAIL = "CreativeML Open RAIL-M"

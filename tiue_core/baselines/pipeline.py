@@ -16,9 +16,9 @@ from ..core.arguments import (
     texts_of,
     whole,
 )
-from ..core.finite import check_picture
 from ..pipelines.base import OUTPUT_TYPES, TiueOutput, _joined
 from ..pipelines.vae import decode
+from ..shared.finite import check_picture
 from . import recipes
 from .system import System
 

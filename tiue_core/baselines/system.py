@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..students.resolve import REGISTRY as STUDENTS
+from ..students.registry import REGISTRY as STUDENTS
 
 
 @dataclass(frozen=True)

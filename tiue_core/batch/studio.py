@@ -124,7 +124,9 @@ class Studio:
             TiueError: no such student; `steps` that its schedule cannot take.
         """
         from ..io.messages import quiet_libraries
-        from ..students.resolve import Source, find, load
+        from ..pipelines.load import load
+        from ..students.resolve import find
+        from ..students.source import Source
 
         source = student if isinstance(student, Source) else find(student)
         quiet_libraries()

@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
         from ..bench.models import Bench
         from ..bench.run import bench as run
         from ..bench.table import draw, table
-        from ..students.resolve import device_of, dtype_of
+        from ..pipelines.load import device_of, dtype_of
 
         quiet_libraries()
         torch.set_num_threads(threads or os.cpu_count() or 1)

@@ -200,7 +200,7 @@ def _data_set(name: str, count: Any, folder: Any, prompts: Any, reference: Any) 
 def _extractor(features: str | None, data: str, device: str | None) -> Any:
     from ..errors import TiueError
     from ..evaluate.features import inception, judge
-    from ..students.resolve import device_of
+    from ..pipelines.load import device_of
 
     if features == "none":
         return None
@@ -217,7 +217,7 @@ def _extractor(features: str | None, data: str, device: str | None) -> Any:
 def _clips(given: list[str], device: str | None) -> list[Any]:
     from ..errors import TiueError
     from ..evaluate.features import CLIPS, clip
-    from ..students.resolve import device_of
+    from ..pipelines.load import device_of
 
     found = []
     for one in given:

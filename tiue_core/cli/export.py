@@ -140,8 +140,8 @@ def make(
 
 
 def _load(source: Any, dtype: str, base: str | None, loras: list[Any]) -> Any:
+    from ..pipelines.load import load
     from ..students.lora import load_loras
-    from ..students.resolve import load
 
     pipe = load(source, device="cpu", dtype=dtype, base=base)
     pipe.set_progress_bar_config(disable=True)
@@ -153,7 +153,7 @@ def _load(source: Any, dtype: str, base: str | None, loras: list[Any]) -> Any:
 
 
 def _license(source: Any) -> str:
-    from ..students.resolve import REGISTRY
+    from ..students.registry import REGISTRY
 
     known = REGISTRY.get(source.name)
     return known.license + known.base if known else "as the student's own folder says"

@@ -280,8 +280,8 @@ def _paint(
 
 
 def _load(order: Order, source: Any, device: str | None, base: str | None) -> Any:
+    from ..pipelines.load import load
     from ..students.lora import load_loras
-    from ..students.resolve import load
 
     quiet_libraries()
     pipe = load(source, device=device, dtype=order.dtype, base=base)

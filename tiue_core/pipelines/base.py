@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,18 +35,21 @@ from ..core.arguments import (
     texts_of,
     whole,
 )
-from ..core.finite import check_picture
 from ..core.guidance import guide
 from ..core.noise import draw_noise
 from ..core.one_pass import one_pass
 from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import Optimizable
+from ..shared.finite import check_picture
 from ..students import portable
 from ..students.folder import READING, models_of
 from ..students.models import load_components
+from ..students.resolve import find
+from ..students.single_file import read_single_file
 from ..students.vocabulary import Vocabulary, size_note
 from .memory import in_batches
+from .packed import ADDED
 from .text import token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
 from .vae import decode
@@ -81,6 +84,7 @@ class TiuePipeline(
 
     model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
     added_conditions: str | None = None  #: what the UNet wants beside the prompt
+    layouts: ClassVar[dict[str, type[TiuePipeline]]] = {}  #: subclasses by what they add
     vae: Any
     text_encoder: Any
     tokenizer: Any
@@ -117,6 +121,11 @@ class TiuePipeline(
         self._warned_words: set[str] = set()
         self._warned_sizes: set[str] = set()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.added_conditions is not None:
+            TiuePipeline.layouts.setdefault(cls.added_conditions, cls)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a student: "stickers", a diffusers folder, a .safetensors file or a hub id.
@@ -124,27 +133,22 @@ class TiuePipeline(
         Takes what diffusers' ``from_pretrained`` takes; only safetensors are read. A first
         download needs ``accept_license=True``.
         """
-        from ..students import (
-            resolve as students,  # the one arrow that points back: a name must be found first
-        )
-
         asked = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         dtype = asked[0] or asked[1]
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             wanted = {k: kwargs.pop(k) for k in ("revision", "accept_license") if k in kwargs}
-            source = students.find(pretrained_model_name_or_path, **wanted)
+            source = find(pretrained_model_name_or_path, **wanted)
             folder = source.path
             kwargs = {**source.options(dtype), **kwargs}
             if folder.is_file():
-                from ..students.single_file import load_single_file
-
-                return load_single_file(folder, kwargs.get("base"), dtype)
+                folder, models = read_single_file(folder, kwargs.pop("base", None), dtype)
+                kwargs = {**models, **kwargs}
         kind, names = cls, (*models_of(folder), "tokenizer")
         if "text_encoder_2" in names:
             names = (*names, "tokenizer_2")
             if cls.added_conditions is None:
-                from .sdxl import TiueXLPipeline as kind  # SDXL's layout
+                kind = TiuePipeline.layouts[ADDED]
         # We build the models, from files that we chose; diffusers puts them together.
         parts = load_components(folder, [name for name in names if name not in kwargs], dtype)
         options = {**READING, **parts, **kwargs}

@@ -17,7 +17,7 @@ from ..errors import TiueError
 from ..io.files import write_atomically
 
 if TYPE_CHECKING:
-    from .resolve import AcceptLicense
+    from .registry import AcceptLicense
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+").fullmatch
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

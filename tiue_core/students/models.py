@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import TiueError
 from ..io.files import read_header
 from .folder import read_json, weights
+from .low_rank import add_low_rank
 
 #: In CLIP's files and of no use to a text encoder: the image's side, what compares both, indices.
 _OF_CLIP = re.compile(
@@ -36,6 +37,19 @@ def load_model(kind: Any, folder: Path, dtype: Any = None) -> Any:
     """
     tensors = read_tensors(weights(folder))
     return fill(empty(kind, folder), tensors, folder, dtype)
+
+
+def load_unet(folder: Path, dtype: Any = None, adapter: Path | None = None) -> Any:
+    """A UNet by itself, from the folder that holds its config and weights.
+
+    ``adapter`` is a file of matrices that become part of the weights (see `low_rank`).
+    """
+    from diffusers import UNet2DConditionModel
+
+    unet = load_model(UNet2DConditionModel, folder, dtype)
+    if adapter is not None:
+        add_low_rank(unet, read_tensors([adapter]))
+    return unet
 
 
 def empty(kind: Any, folder: Path) -> Any:

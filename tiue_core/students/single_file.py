@@ -12,7 +12,10 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header
+from . import hub
 from .folder import check_folder, dtype_argument
+from .registry import REGISTRY
+from .resolve import find
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,13 +27,16 @@ _KNOWN_BASES = (  # looked for in the hub's cache
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-v1-5",
 )
+WHOLE = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")  #: of a whole checkpoint
 _FAMILIES = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2.1"}
 _PREFIX, _BARE = "model.diffusion_model.", "input_blocks.0.0.weight"
 _CONV_IN = ("conv_in.weight", _BARE, _PREFIX + _BARE)
 
 
-def load_single_file(path: Path, base: str | Path | None = None, dtype: Any = None) -> Any:
-    """Load a single file as a `TiuePipeline`.
+def read_single_file(
+    path: Path, base: str | Path | None = None, dtype: Any = None
+) -> tuple[Path, dict[str, Any]]:
+    """The folder that completes a single file, and the models that come from the file itself.
 
     Args:
         path: a checkpoint in Stable Diffusion's own naming, or a UNet in that or diffusers' naming.
@@ -47,7 +53,8 @@ def load_single_file(path: Path, base: str | Path | None = None, dtype: Any = No
     whole = all(any(key.startswith(part) for key in shapes) for part in parts)
     folder = _find_base(path, base, whole, width, context)
     try:
-        return _load_whole(path, folder, dtype) if whole else _load_unet(path, folder, dtype)
+        models = _read_whole(path, folder, dtype) if whole else _read_unet(path, folder, dtype)
+        return folder, models
     except TiueError:
         raise
     except Exception as error:  # the converters assert, index and raise as they please
@@ -57,10 +64,8 @@ def load_single_file(path: Path, base: str | Path | None = None, dtype: Any = No
         raise TiueError(f"{path} does not fit {folder} ({reason}): give another --base") from error
 
 
-def _load_whole(path: Path, folder: Path, dtype: Any) -> Any:
+def _read_whole(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
-
-    from ..pipelines.base import TiuePipeline
 
     parts = StableDiffusionPipeline.from_single_file(
         str(path),
@@ -69,14 +74,11 @@ def _load_whole(path: Path, folder: Path, dtype: Any) -> Any:
         safety_checker=None,
         **dtype_argument(dtype),
     ).components
-    expected, _ = TiuePipeline._get_signature_keys(TiuePipeline)
-    return TiuePipeline(**{name: part for name, part in parts.items() if name in expected})
+    return {name: parts[name] for name in WHOLE}
 
 
-def _load_unet(path: Path, folder: Path, dtype: Any) -> Any:
+def _read_unet(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:
     from diffusers import UNet2DConditionModel
-
-    from ..pipelines.base import TiuePipeline
 
     tensors: Any = str(path)
     if _BARE in read_header(path):  # diffusers knows the original naming by its prefix only
@@ -92,7 +94,7 @@ def _load_unet(path: Path, folder: Path, dtype: Any) -> Any:
     )
     if any(tensor.is_meta for tensor in unet.parameters()):
         raise NotImplementedError
-    return TiuePipeline.from_pretrained(str(folder), unet=unet, dtype=dtype)
+    return {"unet": unet}
 
 
 def _measure(path: Path, shapes: Shapes) -> tuple[int, int]:
@@ -107,8 +109,6 @@ def _measure(path: Path, shapes: Shapes) -> tuple[int, int]:
 
 
 def _find_base(path: Path, base: str | Path | None, whole: bool, width: int, context: int) -> Path:
-    from .resolve import find
-
     if base is not None:
         found = find(base).path
         if found.is_file():
@@ -134,9 +134,6 @@ def _find_base(path: Path, base: str | Path | None, whole: bool, width: int, con
 
 
 def _candidates(path: Path) -> Iterator[Path]:
-    from . import hub
-    from .resolve import REGISTRY
-
     yield path.parent
     yield path.parent.parent  # a UNet inside a diffusers folder
     yield from (student.folder for student in REGISTRY.values() if student.folder)

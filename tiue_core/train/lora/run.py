@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from ...errors import TiueError
 from ...io.files import check_writable, explain, write_atomically
 from ...optimize.cpu import give_back_pages
+from ...pipelines.load import load
 from ...students import resolve as students
 from ...students.folder import check_folder
 from ...students.lora import Lora, load_loras
+from ...students.models import load_unet
 from ..loop import LossError, Stopped, train
 from ..recipe import LoraRecipe
 from .kohya import lora_parameters, metadata_of, write
@@ -107,7 +109,7 @@ def train_lora(
 
 def load_student(recipe: LoraRecipe, accept_license: Any) -> tuple[Any, students.Source]:
     source = students.find(recipe.student, accept_license=accept_license)
-    return students.load(source, dtype=_DTYPES[recipe.precision]), source
+    return load(source, dtype=_DTYPES[recipe.precision]), source
 
 
 def load_teacher(recipe: LoraRecipe, pipeline: Any, accept_license: Any) -> Any:
@@ -138,7 +140,7 @@ def load_teacher(recipe: LoraRecipe, pipeline: Any, accept_license: Any) -> Any:
     mine = pipeline.text_encoder.config
     if file.is_dir() and _json(file / "config.json").get("hidden_size") != mine.hidden_size:
         raise TiueError(f"the teacher {name} has another text encoder than {recipe.student}")
-    return students.load_unet(path, _DTYPES[recipe.precision]).to(pipeline.device)
+    return load_unet(path, _DTYPES[recipe.precision]).to(pipeline.device)
 
 
 def pictures_of(recipe: LoraRecipe, pipeline: Any) -> Pictures:
@@ -170,7 +172,7 @@ def loss_curve(out: Path) -> list[float]:
 
 def check_loads(recipe: LoraRecipe, file: Path) -> None:
     """Load the file as anybody would; a file that does not is no result."""
-    pipeline = students.load(recipe.student, device="cpu", dtype=_DTYPES[recipe.precision])
+    pipeline = load(recipe.student, device="cpu", dtype=_DTYPES[recipe.precision])
     load_loras(pipeline, [Lora(file)])
     loaded = len(lora_parameters(pipeline.unet)) // 2
     written = sum(name.endswith(".alpha") for name in load_file(file))
