@@ -32,7 +32,7 @@ HEAD = """<div class="tiue-head"><h1>TiUE</h1>
 
 
 def build(config: ServerConfig) -> tuple[gr.Blocks, RequestBroker]:
-    """The page for a config, and the broker behind it. Nothing is loaded yet."""
+    """The page, and the broker that answers its requests. Loads no student."""
     # Of this process alone, unlike Gradio's own folder, and gone with it.
     cache = tempfile.TemporaryDirectory(prefix="tiue-page-")
     os.environ["GRADIO_TEMP_DIR"] = cache.name

@@ -41,6 +41,17 @@ class Pairs:
         return self.rows[chosen], self.noise[chosen], self.latents[chosen]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which samples. A chunk of them depends on its number and ``seed`` alone."""
+
+    count: int
+    guidance: float
+    steps: int  # of the solver
+    seed: int
+    chunk: int = CHUNK  # samples a file
+
+
 def teacher_pairs(
     folder: Path,
     pipeline: Any,
@@ -48,27 +59,23 @@ def teacher_pairs(
     empty: Tensor,
     shape: tuple[int, int, int],
     accelerator: Accelerator,
-    *,
-    count: int,
-    guidance: float,
-    steps: int,
-    seed: int,
-    chunk: int = CHUNK,
+    wanted: Wanted,
     each: Callable[[], None] = lambda: None,
 ) -> Pairs:
-    """Make what ``folder`` lacks of ``count`` samples, a file a chunk, and read them all.
+    """Make what ``folder`` lacks of the samples, a file a chunk, and read them all.
 
-    ``tokens`` (N, L) are the prompts, ``empty`` (1, L) the empty one. A chunk of ``chunk``
-    samples depends on its number and ``seed`` alone; processes share the work. ``each`` is
-    called before one is made, and may raise.
+    Args:
+        tokens: (N, L), the prompts; ``empty`` (1, L), the empty one.
+        each: called before a chunk is made; may raise. Processes share the chunks.
     """
+    count, chunk, seed = wanted.count, wanted.chunk, wanted.seed
     folder.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-count // chunk))
     for number in chunks[accelerator.process_index :: accelerator.num_processes]:
         if not _file(folder, number).is_file():
             each()
             rows, noise = _start(number, chunk, seed, len(tokens), shape)
-            latents = _solve(pipeline, accelerator, tokens[rows], empty, noise, guidance, steps)
+            latents = _solve(pipeline, accelerator, tokens[rows], empty, noise, wanted)
             partial = folder / f".{number}.{accelerator.process_index}.partial"
             save_file({"latents": latents.half()}, partial)
             partial.replace(_file(folder, number))
@@ -100,19 +107,20 @@ def _solve(
     tokens: Tensor,
     empty: Tensor,
     noise: Tensor,
-    guidance: float,
-    steps: int,
+    wanted: Wanted,
 ) -> Tensor:
     """The teacher's guided samples (N, C, h, w), on the CPU."""
     solver: Any = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero"
     )
-    solver.set_timesteps(steps)
+    solver.set_timesteps(wanted.steps)
     latents, device = noise.to(accelerator.device), accelerator.device
     with accelerator.autocast():
         context = torch.cat([empty.expand(len(tokens), -1), tokens])
         prompt_embeds = embed(pipeline, context).to(device)
         for timestep in solver.timesteps:
-            predicted = guided(pipeline.unet, latents, timestep.to(device), prompt_embeds, guidance)
+            predicted = guided(
+                pipeline.unet, latents, timestep.to(device), prompt_embeds, wanted.guidance
+            )
             latents = solver.step(predicted, timestep, latents).prev_sample
     return latents.float().cpu()

@@ -67,7 +67,7 @@ def forecast(task: DistillTask, accelerator: Accelerator) -> list[str]:
     """Parameters, memory and time, before anything starts, in lines."""
     try:
         return plan(task, accelerator).lines()
-    except Exception as error:  # a forecast is no reason not to set out
+    except Exception as error:  # a run does not fail for want of a forecast
         why = (str(error) or type(error).__name__).splitlines()[0]
         return [f"memory and time could not be foreseen: {why}"]
 

@@ -30,7 +30,7 @@ from ..loop import (
     adam,
     descend,
 )
-from ..pairs import teacher_pairs
+from ..pairs import Wanted, teacher_pairs
 from ..recipe import LoraRecipe
 from ..vsd import (
     denoising,
@@ -244,11 +244,13 @@ class StudentStage(Stage):
                 tokenize(pipe.tokenizer, [""]).input_ids,
                 parts.shape,
                 accelerator,
-                count=recipe.pairs,
-                guidance=recipe.guidance,
-                steps=recipe.pair_steps,
-                seed=recipe.seed,
-                chunk=recipe.batch_size,
+                Wanted(
+                    recipe.pairs,
+                    recipe.guidance,
+                    recipe.pair_steps,
+                    recipe.seed,
+                    chunk=recipe.batch_size,
+                ),
                 each=self._stop_here,
             )
 

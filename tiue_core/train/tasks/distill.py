@@ -50,7 +50,7 @@ from ..embeds import Embeds
 from ..grids import grid
 from ..loop import Task, adam, backward, optimizer_step
 from ..low_rank import give_adapters, write_adapters
-from ..pairs import teacher_pairs
+from ..pairs import Wanted, teacher_pairs
 from ..prompts import PromptTokens, load_prompts
 from ..real_images import real_images
 from ..recipe import DistillRecipe, data_seed
@@ -164,10 +164,7 @@ class DistillTask(Task):
                     self.empty,
                     self.shape,
                     accelerator,
-                    count=recipe.pairs,
-                    guidance=recipe.guidance,
-                    steps=recipe.pair_steps,
-                    seed=data_seed(recipe),
+                    Wanted(recipe.pairs, recipe.guidance, recipe.pair_steps, data_seed(recipe)),
                 )
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
