@@ -121,7 +121,7 @@ class Parts:
         tensors: dict[str, dict[str, Any]] = {}
         for name in MODELS:
             tensors[name] = {}
-            for path in weights(folder, name):
+            for path in weights(folder / name):
                 tensors[name].update(load_file(path))
         scheduler = _json(folder / "scheduler" / "scheduler_config.json")
         return cls(_made(folder.resolve().name, scheduler, index, configs), configs, tensors)

@@ -132,7 +132,8 @@ def text_tensors(tensors: Tensors, config: Config) -> Tensors:
 def _open_clip(tensors: Tensors) -> Tensors:
     import torch
 
-    made, parts = {}, {}
+    made: Tensors = {}
+    parts: dict[str, Any] = {}
     for key, tensor in tensors.items():
         layer = re.match(r"encoder\.layers\.(\d+)\.(.*)", key)
         if layer is None:
