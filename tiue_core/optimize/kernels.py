@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.layers import Transparent
+from ..shared.layers import Transparent, fingerprint
 from ..shared.measure import clock
 from .winograd import Form
 
@@ -57,8 +57,7 @@ class Packed(Transparent):
         fit = self.enabled and not (rest or named or torch.is_grad_enabled())
         if weight is None or weight.dtype != x.dtype or not fit:
             return type(self.layer).forward(self.layer, x, *rest, **named)
-        version = 0 if weight.is_inference() else weight._version
-        state = (weight.data_ptr(), version, weight.dtype)
+        state = (weight.data_ptr(), weight.dtype, fingerprint([weight]))
         if state != self._of:
             self._prepared, self._of = {}, state
         key = self.signature(x, weight)

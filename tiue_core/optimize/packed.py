@@ -14,7 +14,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ..shared.layers import Conv, weight_of
+from ..shared.layers import Conv, is_patched, weight_of
 from ..shared.parts import Upsampler
 from . import winograd
 from .attention import PiecewiseAttention
@@ -107,7 +107,7 @@ class PackedGEGLU(Packed):
 
     def weight(self) -> Tensor | None:
         proj = self.layer.proj  # a LoRA around it is no nn.Linear
-        return proj.weight if type(proj) is nn.Linear and not _hooked(proj) else None
+        return proj.weight if type(proj) is nn.Linear and not is_patched(proj) else None
 
     def ways(self, x: Tensor) -> list[Way]:
         return ["plain", "fused"]
@@ -139,10 +139,6 @@ def _plain(conv: Any) -> bool:
     """Whether it has stride 1, padding 1, no dilation and one group."""
     sides = [*conv.stride, *conv.dilation, conv.groups]
     return tuple(conv.padding) == (1, 1) and set(sides) == {1}
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def pack(model: nn.Module, winograd: bool = True) -> None:

@@ -298,10 +298,20 @@ class TiuePipeline(
         for text in dict.fromkeys(texts):
             warn_of_dropped_words(self.tokenizer, text, limit)
 
-        def encode(texts: list[str]) -> Tensor:
-            return self._encode_texts(texts, limit, batch_size)
+        def encode(keys: list[tuple]) -> Tensor:
+            return self._encode_texts([text for text, *_ in keys], limit, batch_size)
 
-        return self._embeddings(texts, encode, self.text_encoder, self._execution_device, limit)
+        tokens = [tokenize(tokenizer, texts, limit) for tokenizer in self._tokenizers()]
+        rows = [zip(one.input_ids, one.attention_mask, strict=True) for one in tokens]
+        told = zip(*([(*map(_bytes, pair),) for pair in row] for row in rows), strict=True)
+        keys = [*zip(texts, told, strict=True)]
+        return self._embeddings(keys, encode, self._text_encoders(), self._execution_device)
+
+    def _tokenizers(self) -> list[Any]:
+        return [self.tokenizer]
+
+    def _text_encoders(self) -> list[Any]:
+        return [self.text_encoder]
 
     def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
         embeds = []
@@ -388,6 +398,10 @@ def _check_unet(unet: Any, added: str | None = None) -> None:
             "SDXL's with SDXL's two, Stable Diffusion 1's and 2's with one"
         )
     SplitUNet(unet)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
 
 
 def _joined(batches: list[Any]) -> Any:

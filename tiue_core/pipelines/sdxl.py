@@ -50,6 +50,12 @@ class TiueXLPipeline(TiuePipeline):
     def split_unet(self) -> SplitUNet:
         return PackedUNet(self.unet, self.vae_scale_factor)
 
+    def _tokenizers(self) -> list[Any]:
+        return [self.tokenizer, self.tokenizer_2]
+
+    def _text_encoders(self) -> list[Any]:
+        return [self.text_encoder, self.text_encoder_2]
+
     def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
         device, packed = self._execution_device, []
         for first in range(0, len(texts), batch_size):

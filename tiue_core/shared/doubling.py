@@ -8,7 +8,7 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from .layers import NotUnderstoodError, Transparent, state_of
+from .layers import NotUnderstoodError, Transparent, fingerprint, state_of
 from .parts import Upsampler
 
 
@@ -23,7 +23,8 @@ class Doubling(Transparent):
 
     def part(self) -> Upsampler:
         """Made anew where the convolution's weight has changed."""
-        state = state_of(self.upsample.conv)
+        conv = self.upsample.conv
+        state = (*state_of(conv), fingerprint(conv.parameters()))
         if self._part is None or state != self._of:
             self._part, self._of = Upsampler(self.upsample), state
         return self._part

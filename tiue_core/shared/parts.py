@@ -27,6 +27,8 @@ from .layers import (
     weight_of,
 )
 
+PROCESSORS = (AttnProcessor, AttnProcessor2_0)  #: whose attention is known
+
 
 def spread(x: Tensor, B: int, K: int) -> Tensor:
     """(B * k, ...) to (B * K, ...): what is the same at all timesteps, once for each."""
@@ -150,7 +152,7 @@ class Transformer(PlainTransformer):
         untouched(transformer, Transformer2DModel)
         for block in transformer.transformer_blocks:
             untouched(block, BasicTransformerBlock)
-            if type(block.attn2.processor) not in (AttnProcessor, AttnProcessor2_0):
+            if type(block.attn2.processor) not in PROCESSORS:
                 raise NotUnderstoodError(f"a {type(block.attn2.processor).__name__}")
             if block.norm_type != "layer_norm" or block.pos_embed or hasattr(block, "fuser"):
                 raise NotUnderstoodError("a transformer unlike Stable Diffusion's")

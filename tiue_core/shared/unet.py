@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
 
 from ..core.unet import Features, SplitUNet, unet_call_context
 from .decoder import PARTS, Decoder
-from .layers import NotUnderstoodError, probe, state_of
+from .layers import NotUnderstoodError, fingerprint, is_patched, state_of
 from .measure import Times, not_worth_it, times
+from .parts import PROCESSORS
 
 
 class SharedUNet(SplitUNet):
@@ -94,6 +96,7 @@ class SharedUNet(SplitUNet):
         Raises:
             NotUnderstoodError: why it cannot be made.
         """
+        self._look_for_patches()
         if self._decoder is None or self._state(self._decoder) != self._made_of:
             self._tables.clear()
             self._decoder = None
@@ -117,10 +120,22 @@ class SharedUNet(SplitUNet):
         self._decoder = None
         return found
 
+    def _look_for_patches(self) -> None:
+        """What hangs on a module would see one image's timesteps side by side, or keys for all of
+        them at once; a graph would leave it out."""
+        for module in self._inside():
+            if is_patched(module):
+                raise NotUnderstoodError(f"a hook on {type(module).__name__}")
+            if isinstance(module, Attention) and type(module.processor) not in PROCESSORS:
+                raise NotUnderstoodError(f"a {type(module.processor).__name__}")
+
+    def _inside(self) -> Iterator[nn.Module]:
+        return (module for module in self.unet.modules() if module is not self.unet)
+
     def _state(self, decoder: Decoder) -> tuple:
         watched = [*decoder.all_watched(), *self.unet.time_embedding.modules()]
         weights = [x for module in watched for x in module._parameters.values() if x is not None]
-        return (*map(state_of, watched), probe(weights))
+        return (*map(state_of, watched), fingerprint(weights))
 
     def _thrifty(
         self,
