@@ -42,7 +42,7 @@ from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import Optimizable
 from ..shared.finite import check_picture
-from ..students import portable
+from ..students import lycoris, portable
 from ..students.folder import READING, models_of
 from ..students.models import load_components
 from ..students.resolve import find
@@ -117,6 +117,7 @@ class TiuePipeline(
         self.vae_scale_factor = 2 ** (levels - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._embeddings = Embeddings()
+        self._merged: list[tuple[Tensor, Tensor]] = []  # weights before LyCORIS' kinds of LoRA
         self.draft_vae: Any = None
         self._warned_words: set[str] = set()
         self._warned_sizes: set[str] = set()
@@ -364,6 +365,16 @@ class TiuePipeline(
             if latents is not None and pixels != side * factor:
                 raise ValueError(f"{name} is {pixels} but the latents make {side * factor}")
         return shape[0], shape[1], shape[2]
+
+    def unload_lora_weights(self, *arguments: Any, **options: Any) -> None:
+        """diffusers' own, and the kinds that are merged (``students.lycoris``)."""
+        lycoris.restore(self)
+        super().unload_lora_weights(*arguments, **options)
+
+    def fuse_lora(self, *arguments: Any, **options: Any) -> None:
+        """diffusers' own; what is merged already stays from now on."""
+        self._merged.clear()
+        super().fuse_lora(*arguments, **options)
 
     def load_draft(self, source: Any = None, accept_license: bool = False) -> None:
         """Load the tiny decoder for ``draft=True``: the student's own, a folder, or a hub id."""

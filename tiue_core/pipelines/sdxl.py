@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -16,7 +17,7 @@ from .packed import ADDED, PackedUNet, encode_ids
 from .text import tokenize
 
 
-class TiueXLPipeline(TiuePipeline):
+class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: ignore[misc]
     """A one-pass student in SDXL's layout. Loaded, saved and called as ``TiuePipeline``.
 
     An empty prompt is all zeros, as SDXL learned it. No savings of ``optimize`` apply to the UNet.
@@ -45,6 +46,11 @@ class TiueXLPipeline(TiuePipeline):
         super().__init__(vae, text_encoder, tokenizer, unet, scheduler, steps, timesteps)
         self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+
+    def fuse_lora(self, *arguments: Any, **options: Any) -> None:
+        """As ``TiuePipeline.fuse_lora``, of two text encoders."""
+        self._merged.clear()
+        super().fuse_lora(*arguments, **options)
 
     @property
     def split_unet(self) -> SplitUNet:

@@ -63,7 +63,7 @@ class Embeddings:
 
 def _settings(module: Any) -> tuple:
     """What a module's answer depends on beside its weights: LoRAs at work, its mode, its config."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     said = (str(config.to_dict()),) if hasattr(config, "to_dict") else ()
     dtypes = tuple(t.dtype for t in module._parameters.values() if t is not None)
     if not hasattr(module, "scaling") or not hasattr(module, "active_adapters"):

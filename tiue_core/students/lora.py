@@ -8,15 +8,19 @@ for before anything is loaded.
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash, read_header
+from . import lycoris
+from .folder import read_json
+from .models import read_tensors
 
-_MATRIX = re.compile(r"[._](lora_[AB]|(lora_linear_layer|lora)\.(down|up))\.weight$")
+_PEFT = "base_model.model."
+_MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|up))\.weight$")
 
 
 @dataclass(frozen=True)
@@ -60,32 +64,104 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     """
     if not loras:
         return
-    names = []
-    for index, lora in enumerate(loras):
-        read_header(lora.path)
-        _check_fit(pipe, lora.path)
+    names, strengths, several = [], [], _together(loras)
+    files = [read_tensors([lora.path]) for lora in several]
+    for tensors, lora in zip(files, several, strict=True):
+        _check_numbers(tensors, lora.path)
+    for index, (tensors, lora) in enumerate(zip(files, several, strict=True)):
+        if lycoris.is_lycoris(tensors):
+            if not hasattr(pipe, "_merged"):
+                raise TiueError(f"{lora.path} is no plain LoRA: this system takes only those")
+            lycoris.merge(pipe, tensors, lora.strength, lora.path)
+            continue
+        tensors = _in_shape(pipe, _of_peft(pipe, tensors, lora.path))
+        _check_fit(pipe, lora.path, tensors)
         # peft uses adapter names as module names, where a dot would be a level
         names.append(f"{index}_{re.sub(r'[^0-9A-Za-z_]', '_', lora.name)}")
         try:
             with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
                 warnings.filterwarnings("ignore", module="peft")
-                pipe.load_lora_weights(
-                    str(lora.path.parent),
-                    weight_name=lora.path.name,
-                    adapter_name=names[-1],
-                    use_safetensors=True,
-                    local_files_only=True,
-                )
+                pipe.load_lora_weights(dict(tensors), adapter_name=names[-1])
         except (ValueError, RuntimeError, KeyError) as error:
             raise TiueError(f"{_not_ours(lora.path)} ({_first_line(error)})") from error
-    pipe.set_adapters(names, [lora.strength for lora in loras])
+        strengths.append(lora.strength)
+    if names:
+        pipe.set_adapters(names, strengths)
 
 
-def _check_fit(pipe: Any, path: Path) -> None:
-    for key, shape in _pairs(pipe, path):
+def _together(loras: Sequence[Lora]) -> list[Lora]:
+    """Each file once: given twice, its strengths add up."""
+    total: dict[Path, float] = {}
+    for lora in loras:
+        total[lora.path] = total.get(lora.path, 0.0) + lora.strength
+    return [Lora(path, strength) for path, strength in total.items()]
+
+
+def _check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            raise TiueError(f"{path} is broken ({name} holds NaN or infinity): use another file")
+
+
+def _of_peft(pipe: Any, tensors: dict[str, Any], path: Path) -> dict[str, Any]:
+    """PEFT's own files (``base_model.model.LAYER...``) in diffusers' names, alpha / rank in B.
+
+    Raises:
+        TiueError: the config that says alpha is not beside it.
+    """
+    if not all(name.startswith(_PEFT) for name in tensors):
+        return tensors
+    config = read_json(path.with_name("adapter_config.json"), "copy it from beside the LoRA")
+    unet = dict(pipe.unet.named_modules())
+    found = {}
+    for name, tensor in tensors.items():
+        layer = name.removeprefix(_PEFT)
+        plain = re.split(r"\.lora_", layer)[0]
+        if layer.endswith(".lora_B.weight"):
+            rank = tensor.shape[1]
+            alpha = _pattern(config.get("alpha_pattern"), plain, config.get("lora_alpha", rank))
+            tensor = tensor * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+        part = "unet" if plain in unet else "text_encoder"
+        found[f"{part}.{layer}"] = tensor
+    return found
+
+
+def _pattern(patterns: Any, layer: str, default: float) -> float:
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            return float(value)
+    return float(default)
+
+
+def _in_shape(pipe: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """1x1 kernels as the layer has them: trainers store a linear layer's as a convolution's, and
+    the other way round."""
+    dims = {
+        _flat(name.removesuffix(".base_layer")): module.weight.ndim
+        for name, module in pipe.unet.named_modules()
+        if hasattr(module, "weight")
+    }
+    found = {}
+    for name, tensor in tensors.items():
+        layer = re.sub(r"^(lora_)?unet[._]", "", _MATRIX.sub("", name))
+        wanted = dims.get(_flat(layer), tensor.ndim)
+        if (tensor.ndim, wanted) == (4, 2) and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]
+        elif (tensor.ndim, wanted) == (2, 4):
+            tensor = tensor[:, :, None, None]
+        found[name] = tensor.contiguous()
+    return found
+
+
+def _flat(layer: str) -> str:
+    return layer.replace(".", "_")
+
+
+def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> None:
+    for key, shape in _pairs(pipe, path, tensors):
         component, _, layer = key.partition(".")
         model = getattr(pipe, component, None)
-        if component == "text_encoder" and not hasattr(model, "text_model"):
+        if component.startswith("text_encoder") and not hasattr(model, "text_model"):
             layer = layer.removeprefix("text_model.")  # flattened in transformers 5
         module = dict(model.named_modules()).get(layer) if model is not None else None
         weight = getattr(getattr(module, "base_layer", module), "weight", None)
@@ -96,15 +172,15 @@ def _check_fit(pipe: Any, path: Path) -> None:
             raise TiueError(f"{_not_ours(path)} ({key} is {ours} here, {shape} there)")
 
 
-def _pairs(pipe: Any, path: Path) -> list[tuple[str, tuple[int, int]]]:
+def _pairs(pipe: Any, path: Path, tensors: dict[str, Any]) -> list[tuple[str, tuple[int, int]]]:
     """(layer, (out, in)) of every pair of matrices in a LoRA file, in diffusers' names."""
     from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 
     try:
-        tensors, _ = pipe.lora_state_dict(
-            str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
-        )
-        if any(key.startswith("text_encoder_2.") for key in tensors):
+        second = getattr(pipe, "text_encoder_2", None) is not None
+        more = {"unet_config": pipe.unet.config} if second else {}
+        tensors, _ = pipe.lora_state_dict(dict(tensors), **more)
+        if not second and any(key.startswith("text_encoder_2.") for key in tensors):
             raise TiueError(f"{_not_ours(path)} (it is for two text encoders, as SDXL has)")
         text = {key: tensor for key, tensor in tensors.items() if key.startswith("text_encoder")}
         unet = {key: tensor for key, tensor in tensors.items() if key not in text}

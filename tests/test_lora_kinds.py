@@ -1,0 +1,176 @@
+"""LoRAs of every kind, as the tools that make them write them, against those tools' own merge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import helpers_students as helpers
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tiue_core.errors import TiueError
+from tiue_core.students import resolve as students
+from tiue_core.students.lora import Lora, load_loras
+
+lycoris = pytest.importorskip("lycoris")
+
+
+@pytest.fixture(scope="module", params=["SD 1", "SD 2"])
+def student(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds") / "student"
+    linear = request.param == "SD 2"
+    return helpers.make_student(folder, context=64 if linear else 32, linear=linear)
+
+
+def paint(pipe: Any) -> Tensor:
+    return pipe("a cat", seed=3, output_type="latent").images
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"algo": "lora"},
+    "tucker": {"algo": "lora", "use_tucker": True},
+    "dora by output": {"algo": "lora", "dora_wd": True},
+    "dora by input": {"algo": "lora", "dora_wd": True, "wd_on_output": False},
+    "loha": {"algo": "loha"},
+    "loha tucker": {"algo": "loha", "use_tucker": True},
+    "loha dora": {"algo": "loha", "dora_wd": True},
+    "lokr": {"algo": "lokr"},
+    "lokr small": {"algo": "lokr", "linear_dim": 2, "decompose_both": True, "factor": 4},
+    "lokr tucker": {"algo": "lokr", "linear_dim": 1, "conv_dim": 1, "use_tucker": True},
+    "full": {"algo": "full"},
+    "ia3": {"algo": "ia3"},
+    "norms": {"algo": "lora", "train_norm": True},
+}
+
+
+def made(unet: Any, kind: str) -> Any:
+    torch.manual_seed(5)
+    lycoris.LycorisNetwork.apply_preset({"target_module": ["ResnetBlock2D", "Transformer2DModel"]})
+    settings = {"linear_dim": 4, "linear_alpha": 2.0, "conv_dim": 4, "conv_alpha": 2.0}
+    network = lycoris.create_lycoris(unet, 1.0, **{**settings, **KINDS[kind]})
+    network.apply_to()
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "dora_scale" in name:
+                weight.mul_(1 + 0.2 * torch.rand_like(weight))
+            else:
+                weight.add_(0.05 * torch.randn_like(weight))
+    return network
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_lycoris_is_its_own_merge(student: Path, tmp_path: Path, kind: str) -> None:
+    theirs = students.load(student, device="cpu")
+    before = paint(theirs)
+    network = made(theirs.unet, kind)
+    tensors = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    # As it was trained: its own merge scales LoHa and LoKr by alpha / rank once more.
+    expected = paint(theirs)
+    network.restore()
+    if not kind.startswith("lo"):
+        network.merge_to(1.0)
+        assert (paint(theirs) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    ours = students.load(student, device="cpu")
+    load_loras(ours, [Lora(tmp_path / "lora.safetensors")])
+    assert (paint(ours) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (expected - before).abs().max() > 1e-3
+    ours.unload_lora_weights()
+    assert torch.equal(paint(ours), before)
+
+
+def test_fused_it_stays(student: Path, tmp_path: Path) -> None:
+    pipe = students.load(student, device="cpu")
+    network = made(students.load(student, device="cpu").unet, "loha")
+    save_file({k: v.detach() for k, v in network.state_dict().items()}, tmp_path / "a.safetensors")
+    load_loras(pipe, [Lora(tmp_path / "a.safetensors", 0.5)])
+    with_it = paint(pipe)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert torch.equal(paint(pipe), with_it)
+
+
+def test_what_is_not_known_is_named(student: Path, tmp_path: Path) -> None:
+    name = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    file = tmp_path / "a.safetensors"
+    save_file({f"{name}.oft_blocks": torch.zeros(2, 4, 4)}, file)
+    pipe = students.load(student, device="cpu")
+    with pytest.raises(TiueError, match=r"not known .*oft_blocks"):
+        load_loras(pipe, [Lora(file)])
+    save_file({f"{name}.diff": torch.zeros(3, 5)}, file)
+    with pytest.raises(TiueError, match="another model"):
+        load_loras(pipe, [Lora(file)])
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 7}}])
+def test_pefts_own_files(student: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["to_q", "conv1"], init_lora_weights=False, **options
+    )
+    unet = UNet2DConditionModel.from_pretrained(student / "unet")
+    model = get_peft_model(unet, config)
+    model.save_pretrained(tmp_path)
+    expected, ours = students.load(student, device="cpu"), students.load(student, device="cpu")
+    expected.unet = model.merge_and_unload()
+    load_loras(ours, [Lora(tmp_path / "adapter_model.safetensors")])
+    wanted = paint(expected)
+    assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(TiueError, match=r"adapter_config.json is missing"):
+        load_loras(ours, [Lora(tmp_path / "adapter_model.safetensors")])
+
+
+def test_kernels_of_one_by_one_either_way(student: Path, tmp_path: Path) -> None:
+    """kohya's scripts store SD 2's linear projections as convolutions', others SD 1's as linear."""
+    name, width = "down_blocks.0.attentions.0.proj_in", 32
+    pipe = students.load(student, device="cpu")
+    layer = pipe.unet.get_submodule(name)
+    down, up = torch.randn(2, width), torch.randn(width, 2) * 0.1
+    other = layer.weight.ndim == 2
+    tail = (slice(None), slice(None), None, None) if other else ...
+    layer.weight.data += (up @ down).view(layer.weight.shape)
+    expected = paint(pipe)
+    flat = "lora_unet_" + name.replace(".", "_")
+    file = tmp_path / "a.safetensors"
+    save_file(
+        {
+            f"{flat}.lora_down.weight": down[tail].contiguous(),
+            f"{flat}.lora_up.weight": up[tail].contiguous(),
+            f"{flat}.alpha": torch.tensor(2.0),
+        },
+        file,
+    )
+    pipe = students.load(student, device="cpu")
+    load_loras(pipe, [Lora(file)])
+    assert (paint(pipe) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_same_file_twice_is_both_strengths(student: Path, tmp_path: Path) -> None:
+    context = (
+        64
+        if json.loads((student / "unet/config.json").read_text())["use_linear_projection"]
+        else 32
+    )
+    file = helpers.write_lora(tmp_path / "a.safetensors", helpers.lora_tensors(context=context))
+    one, two = (students.load(student, device="cpu") for _ in range(2))
+    load_loras(one, [Lora(file, 0.75)])
+    load_loras(two, [Lora(file, 0.5), Lora(file, 0.25)])
+    assert (paint(one) - paint(two)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("fault", ["NaN", "infinity", "alpha"])
+def test_a_lora_of_broken_numbers_is_named(student: Path, tmp_path: Path, fault: str) -> None:
+    tensors = helpers.kohya_lora_tensors()
+    name = next(k for k in tensors if k.endswith("alpha" if fault == "alpha" else "up.weight"))
+    tensors[name] = torch.full_like(tensors[name], float("nan" if fault == "NaN" else "inf"))
+    file = helpers.write_lora(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(TiueError, match=f"{name} holds NaN"):
+        load_loras(students.load(student, device="cpu"), [Lora(file)])
+    assert load_file(file)
