@@ -7,7 +7,7 @@ z_{t-1} = A_t z_t + B_t f_t(z_t)                                           (Eq. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,16 +21,40 @@ from .unet import SplitUNet
 
 @dataclass(frozen=True)
 class Noising:
-    """The forward process of a scheduler; ``alphas`` (T,) are the cumulative products."""
+    """The forward process of a scheduler; ``alphas`` (T,) are the cumulative products.
+
+    ``prediction`` is what its model answers: "epsilon" the noise, "sample" z_0, "v_prediction"
+    v = sqrt(alpha_t) eps - sigma_t z_0 (arXiv:2202.00512).
+    """
 
     alphas: Tensor
+    prediction: str = "epsilon"
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> Noising:
-        return cls(scheduler.alphas_cumprod.float())
+        prediction = scheduler.config.get("prediction_type", "epsilon")
+        return cls(scheduler.alphas_cumprod.float(), prediction)
 
     def to(self, device: torch.device) -> Noising:
-        return Noising(self.alphas.to(device))
+        return replace(self, alphas=self.alphas.to(device))
+
+    def answer(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a model should say of ``add(clean, noise, timesteps)``, (B, C, h, w)."""
+        if self.prediction == "sample":
+            return clean
+        if self.prediction == "v_prediction":
+            alpha = self.alpha(timesteps)
+            return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        return noise
+
+    def noise_in(self, answer: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise that a model's answer about z_t says there is, (B, C, h, w)."""
+        alpha = self.alpha(timesteps)
+        if self.prediction == "sample":
+            return (noisy - alpha.sqrt() * answer) / (1 - alpha).sqrt()
+        if self.prediction == "v_prediction":
+            return alpha.sqrt() * answer + (1 - alpha).sqrt() * noisy
+        return answer
 
     def alpha(self, timesteps: Tensor) -> Tensor:
         """alpha_t of timesteps (B,), shaped to broadcast over latents, (B, 1, 1, 1)."""

@@ -6,7 +6,7 @@ be allocated is counted while it would be alive. So what is added to the update 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -134,7 +134,7 @@ class _Rehearsed(DistillTask):
         if "critic" in self.modules:
             self.modules["critic"].to(device)
         noising = Noising.from_scheduler(self.pipeline.scheduler)
-        self.noising = Noising(torch.empty_like(noising.alphas, device=device))
+        self.noising = replace(noising, alphas=torch.empty_like(noising.alphas, device=device))
         rows = extra_rows(self.teacher)
         length = self.empty.shape[1] // (2 if rows else 1)  # two tokenizers' ids lie in a row
         shape = (1, length + rows, self.teacher.config.cross_attention_dim)

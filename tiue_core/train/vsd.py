@@ -46,7 +46,7 @@ def score_distillation(
     guidance: float,
     levels: tuple[int, int],
 ) -> Tensor:
-    """0.5 MSE(z_0, detach(z_0 - g)) with g = sigma_t^2 (teacher - LoRA teacher).
+    """0.5 MSE(z_0, detach(z_0 - g)) with g = sigma_t^2 (teacher - LoRA teacher), of their noises.
 
     ``prompt_embeds`` (2B, N, D), the empty prompts first; ``levels`` bound the timesteps.
     """
@@ -56,6 +56,7 @@ def score_distillation(
         with plain(teacher):
             wanted = guided(teacher, noisy, timesteps, prompt_embeds, guidance)
         made = guided(teacher, noisy, timesteps, prompt_embeds, guidance)
+    wanted, made = (noising.noise_in(one, noisy, timesteps) for one in (wanted, made))
     gradient = torch.nan_to_num((1 - noising.alpha(timesteps)) * (wanted - made))
     return 0.5 * (latents - (latents - gradient).detach()).square().mean()
 
@@ -70,12 +71,13 @@ def denoising(
     *,
     levels: tuple[int, int],
 ) -> Tensor:
-    """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
+    """The LoRA teacher's own loss: its answer on the student's noised output, times alpha_t."""
     timesteps, noise = noise_like(latents, generator, levels)
     noisy = noising.add(latents, noise, timesteps)
     with accelerator.autocast():
         predicted = teacher(noisy, timesteps, prompt_embeds).sample
-    return (noising.alpha(timesteps) * (predicted.float() - noise).square()).mean()
+    answer = noising.answer(latents, noise, timesteps)
+    return (noising.alpha(timesteps) * (predicted.float() - answer).square()).mean()
 
 
 def normal_kl(predictions: Tensor) -> Tensor:

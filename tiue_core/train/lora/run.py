@@ -136,6 +136,14 @@ def load_teacher(recipe: LoraRecipe, pipeline: Any, accept_license: Any) -> Any:
                 f"the teacher {name} does not match the student {recipe.student} ({key} is {other} "
                 f"there, {mine} here): give the model that the student was made from"
             )
+    file = source.path / "scheduler" / "scheduler_config.json"
+    theirs = _json(file).get("prediction_type", "epsilon") if file.is_file() else None
+    said = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if theirs not in (None, said):
+        raise TiueError(
+            f"the teacher {name} predicts {theirs}, the student {recipe.student} {said}: give the "
+            "model that the student was made from"
+        )
     file = source.path / "text_encoder"
     mine = pipeline.text_encoder.config
     if file.is_dir() and _json(file / "config.json").get("hidden_size") != mine.hidden_size:

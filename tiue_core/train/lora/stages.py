@@ -162,7 +162,7 @@ class TransferStage(Stage):
         return logs
 
     def _pictures(self, generator: torch.Generator) -> Tensor:
-        """MSE on the noise of a batch from one bucket; prompts are dropped now and then."""
+        """MSE on the answer to a batch from one bucket; prompts are dropped now and then."""
         parts, recipe = self.parts, self.recipe
         group = self._group(generator)
         rows = self._rows(len(group.latents), generator)
@@ -175,7 +175,8 @@ class TransferStage(Stage):
         noisy = parts.noising.add(clean, noise, timesteps)
         with self.accelerator.autocast():
             predicted = self.unet(noisy, timesteps, context).sample
-        return (predicted.float() - noise).square().mean()
+        answer = parts.noising.answer(clean, noise, timesteps)
+        return (predicted.float() - answer).square().mean()
 
     def _group(self, generator: torch.Generator) -> Group:
         """A bucket, the fuller the likelier."""
