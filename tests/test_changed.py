@@ -131,7 +131,7 @@ def accelerates(model: Any) -> None:
 
 def optimizer(model: Any) -> None:
     weight = model.up_blocks[0].resnets[0].conv1.weight
-    weight.grad = torch.ones_like(weight)
+    weight.grad = torch.randn_like(weight)
     torch.optim.SGD([weight], lr=0.5).step()
 
 
