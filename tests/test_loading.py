@@ -350,3 +350,113 @@ def test_one_value_is_no_picture(pipe: TiuePipeline) -> None:
             weight.zero_()
     with pytest.raises(TiueError, match="not a picture"):
         pipe("a cat", seed=0)
+
+
+# --- configs against files -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**9}),
+        ("unet/config.json", {"layers_per_block": [1, -3]}),
+        ("unet/config.json", {"transformer_layers_per_block": 10**6}),
+        ("unet/config.json", {"cross_attention_dim": 2**40}),
+        ("vae/config.json", {"layers_per_block": 10**7}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**8}),
+        ("text_encoder/config.json", {"num_hidden_layers": -1}),
+        ("text_encoder/config.json", {"max_position_embeddings": 10**12}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 200_000_000}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
+    ],
+)
+def test_absurd_configs_are_refused_before_anything_is_built(
+    copy: Path, file: str, change: dict[str, Any]
+) -> None:
+    content = json.loads((copy / file).read_text())
+    helpers.write_json(copy / file, {**content, **change})
+    with pytest.raises(TiueError, match=next(iter(change))) as error:
+        students.load(copy, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_no_tokenizer(copy: Path) -> None:
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(TiueError, match="no tokenizer"):
+        students.load(copy, device="cpu")
+
+
+def test_a_tokenizer_without_its_config(made: Path, copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer_config.json").unlink()
+    pipe = students.load(copy, device="cpu")
+    assert pipe.tokenizer.model_max_length == 16
+    assert torch.equal(picture(copy), picture(made))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"time_cond_proj_dim": 8}, "guidance as an input"),
+        ({"num_class_embeds": 3}, "class beside the prompt"),
+    ],
+)
+def test_unets_that_want_more_than_a_prompt(copy: Path, change: Any, said: str) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(
+        {**UNet2DConditionModel.load_config(copy / "unet"), **change}
+    )
+    unet.save_pretrained(copy / "unet")
+    with pytest.raises(ValueError, match=said):
+        students.load(copy, device="cpu")
+
+
+# --- hashes --------------------------------------------------------------------------------
+
+
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path: Path) -> None:
+    from tiue_core.io.files import read_header, refuse_pickle
+
+    for start in (b"\x80\x02", b"\x80\x04"):
+        length = int.from_bytes(start + b"\0" * 6, "little")
+        header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        file = tmp_path / "a.safetensors"
+        file.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + b"\0" * 4)
+        assert load_file(file).keys() == read_header(file).keys() == {"a"}
+    torch.save({"a": torch.zeros(3)}, file)
+    with pytest.raises(TiueError, match="pickle"):
+        read_header(file)
+    file.write_bytes(pickle.dumps({"{": "{" * 700}, protocol=2))
+    with pytest.raises(TiueError, match="pickle"):
+        refuse_pickle(file)
+
+
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    from tiue_core.train.lora.kohya import write
+
+    tensors = {"b": torch.ones(2, 3).half(), "a": torch.arange(5)}
+    metadata = {f"key {n}": f"é {n}" for n in range(20)}
+    for name in ("one", "two"):
+        write(tmp_path / name, tensors, dict(reversed(metadata.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    with safe_open(tmp_path / "one", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(key), tensors[key]) for key in file.keys())
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("vae/config.json", {"scaling_factor": 0.5}),
+        ("model_index.json", {"timesteps": [999], "steps": 1}),
+        ("unet/config.json", {"norm_eps": 1e-3}),
+    ],
+)
+def test_whatever_decides_a_picture_is_hashed(copy: Path, file: str, change: Any) -> None:
+    before = students.find(copy).content_hash()
+    content = json.loads((copy / file).read_text())
+    helpers.write_json(copy / file, {**content, **change})
+    assert students.find(copy).content_hash() != before
+    helpers.write_json(copy / file, {**content, "_diffusers_version": "9"})
+    assert students.find(copy).content_hash() == before

@@ -174,3 +174,25 @@ def test_a_lora_of_broken_numbers_is_named(student: Path, tmp_path: Path, fault:
     with pytest.raises(TiueError, match=f"{name} holds NaN"):
         load_loras(students.load(student, device="cpu"), [Lora(file)])
     assert load_file(file)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 7}}])
+def test_diffusers_own_metadata(student: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    torch.manual_seed(1)
+    theirs = students.load(student, device="cpu")
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["to_q", "conv1"], init_lora_weights=False, **options
+    )
+    theirs.unet.add_adapter(config)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(theirs.unet)),
+        unet_lora_adapter_metadata=config.to_dict(),
+    )
+    wanted, ours = paint(theirs), students.load(student, device="cpu")
+    load_loras(ours, [Lora(tmp_path / "pytorch_lora_weights.safetensors")])
+    assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()

@@ -72,7 +72,7 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
     if model.model.model_type != kind:
         model.model.model_type = kind
         model.model.model_sampling = comfy.model_base.model_sampling(model.model.model_config, kind)
-    timesteps = made.timesteps and tuple(made.timesteps)
+    timesteps = tuple(made.timesteps) if made.timesteps else None
     model.set_attachments(KEY, Made(made.scheduler, made.steps, timesteps))
     return model, clip, vae
 

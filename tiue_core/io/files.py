@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from ..errors import TiueError
 
@@ -114,14 +115,41 @@ def explain(error: OSError, path: Path) -> TiueError:
     return TiueError(f"{path} cannot be written ({reason}): choose another folder")
 
 
+def safetensors_of(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: the same bytes for the same content.
+
+    The library writes metadata in random order, and a file's hash tells pictures apart.
+    """
+    from safetensors.torch import save
+
+    whole = save(dict(tensors), dict(metadata))
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    if "__metadata__" in header:
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the format has it, so that tensors are aligned
+    return len(text).to_bytes(8, "little") + text + whole[8 + length :]
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; `read_header` has found it sound."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    found = header.get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
 # --- read with suspicion -------------------------------------------------------------------
 
 
 def refuse_pickle(path: Path) -> None:
     """Raise TiueError if `path` is a pickle by its name or by its first bytes."""
     with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix.lower() in PICKLES or start.startswith(_PICKLE_MAGIC):
+        start = file.read(9)
+    # A header's length may begin as a pickle does; a pickle's next bytes are no such length.
+    header = int.from_bytes(start[:8], "little") < path.stat().st_size and start[8:] == b"{"
+    if path.suffix.lower() in PICKLES or (start.startswith(_PICKLE_MAGIC) and not header):
         raise TiueError(
             f"{path} is a pickle, which can run code when it is read: convert it to .safetensors"
         )

@@ -408,6 +408,13 @@ def _check_unet(unet: Any, added: str | None = None) -> None:
             f"this UNet wants added conditions ({found}) that do not fit the text encoders: give "
             "SDXL's with SDXL's two, Stable Diffusion 1's and 2's with one"
         )
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        raise ValueError("this UNet wants a class beside the prompt: give a text-to-image one")
+    if config.time_cond_proj_dim is not None:
+        raise ValueError(
+            "this UNet takes the guidance as an input, as a consistency model's does, and a "
+            "student is given none: paint with --system lcm"
+        )
     SplitUNet(unet)
 
 

@@ -32,9 +32,10 @@ def load_draft_decoder(pipe: Any, source: str | Path | None = None, accept: bool
     """
     from diffusers import AutoencoderTiny
 
-    own = Path(str(pipe.name_or_path or "")) / FOLDER
+    home = Path(str(pipe.name_or_path or ""))
+    own = home / FOLDER  # of a folder that it was read from, and not of wherever one stands
     scaling = float(pipe.vae.config.scaling_factor)
-    if source is None and own.is_dir():
+    if source is None and pipe.name_or_path and own.is_dir():
         source = own
     if source is None and not math.isclose(scaling, SCALING, rel_tol=1e-3):
         raise TiueError(

@@ -19,6 +19,7 @@ _FILE = re.compile(
     r"(-(?P<number>\d{5})-of-(?P<count>\d{5}))?(\.(?P<late>\w+))?\.safetensors"
 ).fullmatch
 _PLAIN = re.compile(r"[\w-][\w.-]*\.safetensors").fullmatch
+_MOST_TIMESTEPS = 100_000
 _ORDER = ("", "fp32", "fp16", "bf16")  #: of what is read where there are several
 
 
@@ -52,7 +53,13 @@ def check_folder(folder: Path, models: Sequence[str] | None = None) -> Path:
         read_json(folder / name / "config.json", "copy the folder again")
         for path in weights(folder / name):
             read_header(path)
-    read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
+    said = read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
+    steps = said.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= _MOST_TIMESTEPS:
+        raise TiueError(
+            f"{folder}: the scheduler's num_train_timesteps is {steps!r:.40}, give 1 to "
+            f"{_MOST_TIMESTEPS}: copy the folder again"
+        )
     return folder
 
 
@@ -73,15 +80,8 @@ def weights(folder: Path) -> list[Path]:
     Raises:
         TiueError: there is no whole set, or a file is not one of this folder.
     """
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    lacking = ""
-    for variant in _variants(names):
-        files, missing = _set(names, variant)
-        if files:
-            break
-        lacking = lacking or missing
-    else:
-        files = [] if lacking else _of_index(folder)
+    files, lacking = whole_set([path.name for path in folder.glob("*.safetensors")])
+    files = files or ([] if lacking else _of_index(folder))
     if files:
         for name in files:
             _check_link(folder / name, folder.parent)
@@ -94,6 +94,17 @@ def weights(folder: Path) -> list[Path]:
             "convert them to .safetensors"
         )
     raise TiueError(f"{folder} has no .safetensors file: copy the folder again")
+
+
+def whole_set(names: Sequence[str]) -> tuple[list[str], str]:
+    """The files of one whole set among ``names``, or the first that is missing, if any is."""
+    names, lacking = sorted(names), ""
+    for variant in _variants(names):
+        files, missing = _set(names, variant)
+        if files:
+            return files, ""
+        lacking = lacking or missing
+    return [], lacking
 
 
 def _variants(names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TiueError
 from ..io.files import write_atomically
+from .folder import whole_set
 
 if TYPE_CHECKING:
     from .registry import AcceptLicense
@@ -105,8 +106,8 @@ def needed_of_model(hub_id: str, files: list[str]) -> list[str]:
             f"{hub_id} holds only pickles, which can run code when they are read: "
             "look for a repository with .safetensors files"
         )
-    plain = [file for file in weights if "." not in file.removesuffix(".safetensors")]
-    return [file for file in flat if file.endswith((".json", ".txt"))] + (plain or weights)
+    chosen, _ = whole_set(weights)
+    return [file for file in flat if file.endswith((".json", ".txt"))] + (chosen or weights)
 
 
 def needed_of_student(hub_id: str, files: list[str], folders: Sequence[str] = FOLDERS) -> list[str]:
@@ -115,9 +116,9 @@ def needed_of_student(hub_id: str, files: list[str], folders: Sequence[str] = FO
     for name in folders:
         inside = [file for file in files if file.startswith(name + "/") and file.count("/") == 1]
         weights = [file for file in inside if file.endswith(".safetensors")]
-        plain = [file for file in weights if ".fp16" not in file]
+        chosen, _ = whole_set([file.removeprefix(name + "/") for file in weights])
         wanted += [file for file in inside if file.endswith((".json", ".txt"))]
-        wanted += plain or weights
+        wanted += [f"{name}/{file}" for file in chosen] or weights
     if "model_index.json" not in files or not any(f.startswith("unet/") for f in wanted):
         raise TiueError(f"{hub_id} has no UNet: name a Stable Diffusion-like diffusers repository")
     if not any(file.startswith("unet/") and file.endswith(".safetensors") for file in wanted):

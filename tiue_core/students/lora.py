@@ -5,6 +5,7 @@ model then changes nothing, in silence. Here each pair of matrices is held again
 for before anything is loaded.
 """
 
+import json
 import math
 import re
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..io.files import file_hash, read_header
+from ..io.files import file_hash, read_header, safetensors_metadata
 from . import lycoris
 from .folder import read_json
 from .models import read_tensors
@@ -110,19 +111,42 @@ def _of_peft(pipe: Any, tensors: dict[str, Any], path: Path) -> dict[str, Any]:
         TiueError: the config that says alpha is not beside it.
     """
     if not all(name.startswith(_PEFT) for name in tensors):
-        return tensors
+        said = _adapter_metadata(path)
+        return _scaled(tensors, said) if said else tensors
     config = read_json(path.with_name("adapter_config.json"), "copy it from beside the LoRA")
     unet = dict(pipe.unet.named_modules())
     found = {}
     for name, tensor in tensors.items():
         layer = name.removeprefix(_PEFT)
         plain = re.split(r"\.lora_", layer)[0]
-        if layer.endswith(".lora_B.weight"):
-            rank = tensor.shape[1]
-            alpha = _pattern(config.get("alpha_pattern"), plain, config.get("lora_alpha", rank))
-            tensor = tensor * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-        part = "unet" if plain in unet else "text_encoder"
-        found[f"{part}.{layer}"] = tensor
+        found[f"{'unet' if plain in unet else 'text_encoder'}.{layer}"] = tensor
+    return _scaled(found, {"unet": config, "text_encoder": config})
+
+
+def _adapter_metadata(path: Path) -> dict[str, dict[str, Any]]:
+    """What diffusers notes in a file of its own of alpha and the like, by model."""
+    try:
+        said = json.loads(safetensors_metadata(path).get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        said = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in (said if isinstance(said, dict) else {}).items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value
+    return parts
+
+
+def _scaled(tensors: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """alpha / rank taken into B, the rank as the matrices have it, whatever a config claims."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        part, _, layer = name.partition(".")
+        config = configs.get(part) or {}
+        if layer.endswith(".lora_B.weight") and "lora_alpha" in config:
+            rank, plain = tensor.shape[1], layer.removesuffix(".lora_B.weight")
+            alpha = _pattern(config.get("alpha_pattern"), plain, config["lora_alpha"])
+            factor = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+            found[name] = (tensor.float() * factor).to(tensor.dtype) if factor != 1 else tensor
     return found
 
 

@@ -9,7 +9,7 @@ shape or no floating-point number is an error. The classes are theirs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from .low_rank import add_low_rank
 _OF_CLIP = re.compile(
     r"(^|\.)position_ids$|^logit_scale$|^(text|visual)_projection\.weight$|^vision_model\."
 )
+_MOST_TENSORS = 10_000
+_LARGEST = 10_000_000  # of any number in a config: widths, vocabularies, sizes
+_NO_LIMIT = 1_000_000  # tokens; transformers says 1e30 where nothing does
 _WRAPPER = "text_model."  # of CLIPTextModel's names; transformers 5.6 does without
 
 
@@ -61,6 +64,7 @@ def empty(kind: Any, folder: Path) -> Any:
     from accelerate import init_empty_weights
 
     config = read_json(folder / "config.json", "copy the folder again")
+    _check_depth(config, folder)
     try:
         with init_empty_weights(include_buffers=False):
             if hasattr(kind, "config_class") and kind.config_class is not None:
@@ -71,6 +75,32 @@ def empty(kind: Any, folder: Path) -> Any:
             f"{folder / 'config.json'} does not describe a {kind.__name__} "
             f"({first_line(error)}): copy the folder again"
         ) from error
+
+
+def _check_depth(config: Any, folder: Path) -> None:
+    """Refuse a config of more layers than its files hold tensors, before anything is built."""
+    try:
+        tensors = sum(len(read_header(file)) for file in weights(folder))
+    except TiueError:  # weights that come from elsewhere, for which this is the shape
+        tensors = _MOST_TENSORS
+    for key, value in config.items():
+        numbers = [*_numbers(value)]
+        if any(not -1 <= n < _LARGEST for n in numbers):
+            raise TiueError(f"{folder / 'config.json'}: {key} is {value!r:.80}: copy it again")
+        depth = ("layer" in key and "norm" not in key) or ("num_" in key and "blocks" in key)
+        if depth and (sum(numbers) > max(tensors, 1) or min(numbers, default=1) < 0):
+            raise TiueError(
+                f"{folder / 'config.json'} says {key} is {value!r:.80}, and its files hold "
+                f"{tensors} tensors: copy the folder again"
+            )
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
 
 
 def fill(model: Any, tensors: dict[str, Any], source: Path, dtype: Any = None) -> Any:
@@ -170,6 +200,11 @@ def load_components(folder: Path, names: Iterable[str], dtype: Any = None) -> di
         else:  # diffusers takes a dtype for each, too
             own = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
             parts[name] = load_model(class_of(folder, name), folder / name, own)
+    for name in parts:
+        encoder = parts.get(name.replace("tokenizer", "text_encoder"))
+        most = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        if name.startswith("tokenizer") and most and parts[name].model_max_length > _NO_LIMIT:
+            parts[name].model_max_length = most  # its config is missing, or does not say
     return parts
 
 

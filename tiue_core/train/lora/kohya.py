@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from ...errors import TiueError
-from ...io.files import write_atomically
+from ...io.files import safetensors_of, write_atomically
 
 
 def lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
@@ -69,7 +68,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     Raises:
         TiueError: the disk is full, or the folder cannot be written.
     """
-    write_atomically(path, save(dict(tensors), dict(metadata)))
+    write_atomically(path, safetensors_of(tensors, metadata))
 
 
 def metadata_of(
