@@ -442,7 +442,7 @@ def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     with safe_open(tmp_path / "one", "pt") as file:
         assert file.metadata() == metadata
-        assert all(torch.equal(file.get_tensor(key), tensors[key]) for key in file.keys())
+        assert all(torch.equal(file.get_tensor(key), value) for key, value in tensors.items())
 
 
 @pytest.mark.parametrize(

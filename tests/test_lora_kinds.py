@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tiue_core import students
 from tiue_core.errors import TiueError
-from tiue_core.students import resolve as students
 from tiue_core.students.lora import Lora, load_loras
 
 lycoris = pytest.importorskip("lycoris")
