@@ -8,11 +8,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..tiue_core.batch.formats import SUFFIXES
+from ..tiue_core.batch.limits import ListLimits, Looker
 from ..tiue_core.batch.lists import KINDS
 from ..tiue_core.batch.templates import NAME
+from ..tiue_core.errors import TiueError
 from . import tickets
 from .schema import Ticket, schema
 
+BODY_LIMIT = 4 << 20  # bytes that a list may come in while it is typed
 TEXT = "a cat on a blue background\na {gift|boat} on a pink background --count 3\n"
 
 
@@ -203,21 +206,29 @@ class SaveBatch(io.ComfyNode):
 
 def add_routes() -> None:
     """Let the page ask what is wrong with a list while it is typed."""
-    import asyncio
-
     from aiohttp import web
     from server import PromptServer
+
+    looker = Looker(ListLimits(seconds=tickets.TYPED_SECONDS))
 
     @PromptServer.instance.routes.post("/tiue/check_list")
     async def check(request: Any) -> Any:
         try:
-            asked = await request.json()
+            # ComfyUI takes bodies of 100 MB, which its event loop would decode.
+            body = await request.content.read(BODY_LIMIT + 1)
+            while len(body) <= BODY_LIMIT and (piece := await request.content.read(BODY_LIMIT)):
+                body += piece
+            if len(body) > BODY_LIMIT:
+                return web.json_response({"error": "the list is too long"}, status=413)
+            asked = json.loads(body)
             text, kind = str(asked["text"])[: tickets.TYPED_LIMIT], str(asked["kind"])
             every = bool(asked.get("combinations"))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return web.json_response({"error": "give text and kind"}, status=400)
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(None, tickets.check, text, kind, every)
+        try:
+            answer = await looker.look(tickets.check, text, kind, every)
+        except TiueError as error:
+            return web.json_response({"error": str(error)}, status=503)
         return web.json_response(answer)
 
 

@@ -17,6 +17,7 @@ import folder_paths
 from ..tiue_core.batch.engine import line_of, save
 from ..tiue_core.batch.formats import SUFFIXES, encode
 from ..tiue_core.batch.jobs import Job, Settings
+from ..tiue_core.batch.limits import TooLongError, tick
 from ..tiue_core.batch.lists import KINDS
 from ..tiue_core.batch.manifest import Manifest, State
 from ..tiue_core.batch.paint import record_of
@@ -27,6 +28,7 @@ from ..tiue_core.errors import TiueError
 
 TYPED = "(the text below)"
 TYPED_LIMIT = 1_000_000  # characters that are checked while they are typed
+TYPED_SECONDS = 3.0  # and for how long
 SUFFIXES_OF_LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".yaml", ".yml")
 WILDCARDS = "wildcards"  # below ComfyUI's input folder
 TOLD = 50  # bad rows on the node
@@ -83,20 +85,24 @@ def stamp(file: str, folder: str) -> str:
 
 
 def check(text: str, kind: str, combinations: bool) -> dict[str, Any]:
-    """Bad rows and pictures of a text, for the editor."""
+    """Bad rows and pictures of a text, for the editor; `more`, where it was not read to its end."""
     plan = Plan(text, kind, combinations=combinations, wildcards=_wildcards())
-    bad, pictures = [], 0
+    bad, pictures, more = [], 0, False
     try:
         for job in plan.jobs(_settings("", 512, 512)):
+            tick()
             if isinstance(job, BadRow):
                 bad.append(_told(job))
             else:
                 pictures += 1
             if len(bad) >= TOLD or pictures >= 100_000:
+                more = True
                 break
+    except TooLongError:  # a long list may well be painted: only its count ends here
+        more = True
     except TiueError as error:
         bad.append({"line": 1, "column": "", "message": str(error)})
-    return {"bad": bad, "pictures": pictures}
+    return {"bad": bad, "pictures": pictures, "more": more}
 
 
 def issue(

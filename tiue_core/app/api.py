@@ -74,7 +74,7 @@ def api(broker: RequestBroker) -> None:
         label = broker.config.order("", student=student).student
         plan = plan_of(broker.config, rows, kind)
         studio = await broker.do(request, lambda models: models.studio(label))
-        check(broker.config, studio, plan)
+        await broker.looker.look(check, broker.config, studio, plan)
         work = ListRun(broker, client, label, studio, plan)
         broker.lists[client] = work
         results = iter(work)

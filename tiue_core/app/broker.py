@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..batch.limits import Looker
 from ..errors import TiueError
 from ..io.messages import one_line
 from .paint import Picture, paint
@@ -37,6 +38,7 @@ class RequestBroker:
     ) -> None:
         self.config, self.cache = config, cache
         self.worker = Worker(Models(config), config.limits)
+        self.looker = Looker(config.limits.lists)
         self.lists: dict[str, Any] = {}  # running lists, by client
         self.training: Any = None  # the one that runs
         self.page: Any = None  # the gr.Blocks
@@ -65,6 +67,7 @@ class RequestBroker:
             running.cancel()
         if self.training is not None:
             self.training.stop()
+        self.looker.close()
         self.worker.close()
         if self.cache is not None:
             self.cache.cleanup()

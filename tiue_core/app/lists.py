@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import gradio as gr
 from ..batch.engine import Run, local
 from ..batch.index import html_index
 from ..batch.jobs import Job
+from ..batch.limits import tick
 from ..batch.lists import KINDS
 from ..batch.schema import BadRow
 from ..batch.studio import Plan, Studio
@@ -60,9 +60,10 @@ def plan_of(config: ServerConfig, text: Any, kind: Any) -> Plan:
     """
     if not isinstance(text, str):
         raise TiueError("the list is no text: paste it, or give a file")
-    if len(text) > config.limits.upload:
-        raise TiueError(f"the list has {len(text)} characters: give up to {config.limits.upload}")
-    if kind not in KINDS:
+    most = config.limits.lists.characters
+    if len(text) > most:
+        raise TiueError(f"the list has {len(text)} characters: give up to {most}")
+    if not isinstance(kind, str) or kind not in KINDS:
         raise TiueError(f"a list is one of {', '.join(KINDS)}: choose its kind")
     return Plan(text, kind=kind, loras=config.lora_folder, batch_size=_BATCH)
 
@@ -92,15 +93,18 @@ def read_upload(path: Path, limit: int) -> tuple[str, str]:
 
 
 def check(config: ServerConfig, studio: Studio, plan: Plan) -> Checked:
-    """Look a list through without painting.
+    """Look a list through without painting; the server has it done by `broker.looker`.
 
     Raises:
-        TiueError: it asks for more pictures than this server makes of one list.
+        TiueError: it has more rows, or asks for more pictures, than this server makes of one list.
     """
     rows: list[dict[str, Any]] = []
     pictures = bad = 0
-    most = config.limits.pictures
-    for job in islice(plan.jobs(studio.settings), 4 * most):
+    limits = config.limits.lists
+    for number, job in enumerate(plan.jobs(studio.settings)):
+        tick()
+        if number >= limits.rows:
+            raise TiueError(f"the list has more than {limits.rows} rows: make it shorter")
         if isinstance(job, BadRow):
             bad += 1
             where = f"{job.column}: " if job.column else ""
@@ -111,8 +115,10 @@ def check(config: ServerConfig, studio: Studio, plan: Plan) -> Checked:
             row["size"] = f"{job.width} × {job.height}"
         if len(rows) < SHOWN:
             rows.append(row)
-        if pictures > most:
-            raise TiueError(f"the list asks for more than {most} pictures: make it shorter")
+        if pictures > limits.pictures:
+            raise TiueError(
+                f"the list asks for more than {limits.pictures} pictures: make it shorter"
+            )
     return Checked(rows, pictures, bad)
 
 
@@ -176,7 +182,7 @@ def lists(broker: RequestBroker, choices: Choices) -> None:
             )  # fmt: skip
             kind = gr.Radio(list(KINDS), value="csv", label="Kind of list")
             upload = gr.File(
-                label=f"Or a file, up to {broker.config.limits.upload >> 20} MB",
+                label=f"Or a file, up to {broker.config.limits.lists.characters >> 20} MB",
                 file_types=[".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".yaml", ".yml"],
                 height=110,
                 elem_id="tiue-upload",
@@ -200,14 +206,15 @@ def lists(broker: RequestBroker, choices: Choices) -> None:
     @told
     async def look(listed: str, sort: str, label: str, request: gr.Request) -> Any:
         plan = plan_of(broker.config, listed, sort)
-        checked = check(broker.config, await studio_of(request, label), plan)
+        studio = await studio_of(request, label)
+        checked = await broker.looker.look(check, broker.config, studio, plan)
         return table(checked.rows, ("line", "prompt", "seed", "size"), checked.caption)
 
     @told
     def read(file: str | None) -> Any:
         if file is None:
             return gr.skip(), gr.skip()
-        return read_upload(Path(file), broker.config.limits.upload)
+        return read_upload(Path(file), broker.config.limits.lists.characters)
 
     @told
     def run(listed: str, sort: str, label: str, request: gr.Request) -> Iterator[Any]:
@@ -217,7 +224,7 @@ def lists(broker: RequestBroker, choices: Choices) -> None:
         plan, order = plan_of(broker.config, listed, sort), broker.config.order("", student=label)
         future = broker.worker.submit(client, lambda models: models.studio(order.student))
         studio = future.result()
-        checked = check(broker.config, studio, plan)
+        checked = broker.looker.submit(check, broker.config, studio, plan).result()
         if not checked.pictures:
             raise TiueError("there is no good row in this list: mend the rows marked")
         made: list[tuple[str, str]] = []

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..batch.limits import ListLimits
 from ..batch.schema import PROMPT_LIMIT
 from ..core.arguments import DECODERS
 from ..errors import TiueError
@@ -35,9 +36,12 @@ class Limits:
     each: int = 8  # of one client
     loaded: int = 2  # students in memory at once
     enlarge: int = 2  # times the student's own side, at most
-    upload: int = 1 << 20  # bytes of a list
+    upload: int = 1 << 20  # bytes of a file
     body: int = 4 << 20  # bytes of any request
-    pictures: int = 500  # of one list
+    lists: ListLimits = ListLimits()
+    quota: int = 32 << 20  # bytes that one address may upload in an hour
+    quota_all: int = 512 << 20  # and all of them
+    guesses: int = 10  # wrong passwords of one address in a minute
     variations: int = 4
     history: int = 30
 

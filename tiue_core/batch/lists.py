@@ -12,15 +12,18 @@ import io
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash
+from .limits import tick
 from .lists_yaml import read_yaml
 from .rows import Raw, Unreadable, as_row
 from .schema import (
+    COLUMN_LIMIT,
     KNOWN,
     BadRow,
     Placed,
@@ -91,11 +94,17 @@ def read_text(text: str, kind: str = "txt", name: str = "list") -> Rows:
 
 def read_rows(file: Iterable[str], kind: str, name: str) -> Rows:
     """Rows from an open text file (newlines kept as they are)."""
-    for number, (line, raw) in enumerate(_READERS[kind](file)):
+    for number, (line, raw) in enumerate(_READERS[kind](_ticking(file))):
         if isinstance(raw, Unreadable):
             yield BadRow(name, line, raw.column, str(raw))
         else:
             yield check_row(raw, name, line, number)
+
+
+def _ticking(file: Iterable[str]) -> Iterator[str]:
+    for line in file:
+        tick()
+        yield line
 
 
 def kind_of(path: Path, kind: str | None = None) -> str:
@@ -184,6 +193,7 @@ class _Source:
         return self
 
     def __next__(self) -> str:
+        tick()  # a line may be given back and read again as often as there are open quotes
         line = self.back.pop() if self.back else next(self.lines)
         self.number += 1
         self.taken.append(line)
@@ -228,7 +238,7 @@ def _csv(file: Iterable[str]) -> Raw:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-            names = [known_name(name) for name in header if name]
+            names = [known_name(name) for name in header[: COLUMN_LIMIT + 1] if name]
             wrong = _header(names)
             if wrong:
                 yield line, Unreadable(wrong)
@@ -250,7 +260,9 @@ def _csv(file: Iterable[str]) -> Raw:
 def _header(names: list[str]) -> str:
     if "prompt" not in names:
         return "the first line names no column 'prompt': give a header such as prompt,seed"
-    twice = next((name for name in names if names.count(name) > 1), None)
+    if len(names) > COLUMN_LIMIT:
+        return f"there are more than {COLUMN_LIMIT} columns: leave some out"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     return f"two columns are called {shown(twice)}: rename one" if twice else ""
 
 

@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .limits import tick
 from .rows import Raw, Unreadable, as_row
+
+
+_PIECE = 1 << 14  # characters handed to the parser at once
 
 
 def read_yaml(file: Iterable[str]) -> Raw:
@@ -14,6 +18,10 @@ def read_yaml(file: Iterable[str]) -> Raw:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def fetch_more_tokens(self) -> None:
+            tick()
+            super().fetch_more_tokens()
+
         def flatten_mapping(self, node: Any) -> None:  # merged tables can grow without end
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise Unreadable("'<<' is not understood here: write the columns out")
@@ -62,14 +70,14 @@ class _Reader:
     name = "the list"
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = iter(lines)
+        self.lines, self.rest = iter(lines), ""
 
     def read(self, size: int = -1) -> str:
-        pieces: list[str] = []
-        while sum(map(len, pieces)) < max(size, 1) and (piece := next(self.lines, "")):
-            pieces.append(piece)
+        tick()  # while one scalar goes on and on, this is all that is called
+        self.rest = self.rest or next(self.lines, "")
+        piece, self.rest = self.rest[:_PIECE], self.rest[_PIECE:]
         # YAML forbids these; what was undecodable shall be one bad row, not the end of the list
-        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", "".join(pieces))
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", piece)
 
 
 def _broken_yaml(error: Exception) -> Unreadable:

@@ -15,7 +15,9 @@ from ..core.arguments import DECODERS, SEEDS
 
 PROMPT_LIMIT = 10_000  # characters; text encoders read some 77 tokens
 FREE_LIMIT = 1_000  # characters of a free column
+COLUMN_LIMIT = 1_000  # columns of one row
 COUNT_LIMIT = 100_000  # pictures of one row
+LORA_LIMIT = 100  # LoRAs of one row
 SIDE_LIMIT = 4096  # px
 ALIASES = {"negative_prompt": "negative", "n_iter": "count", "loras": "lora"}
 _COLUMN = re.compile(r"[^\W\d]\w{0,63}")
@@ -105,11 +107,14 @@ def _lora(value: Any) -> tuple[LoraChoice, ...]:
     if value is None:
         return ()
     if isinstance(value, dict):
-        items = [f"{name}:{_text(strength, 40)}" for name, strength in value.items()]
+        pairs = list(value.items())[: LORA_LIMIT + 1]
+        items = [f"{name}:{_text(strength, 40)}" for name, strength in pairs]
     elif isinstance(value, list):
-        items = [_text(item, 300) for item in value]
+        items = [_text(item, 300) for item in value[: LORA_LIMIT + 1]]
     else:
         items = _text(value, PROMPT_LIMIT).split(",")
+    if len(items) > LORA_LIMIT:
+        raise _wrong(f"there are more than {LORA_LIMIT} LoRAs in one row: leave some out")
     return tuple(_one_lora(item.strip()) for item in items if item.strip())
 
 
@@ -186,6 +191,8 @@ def check_row(raw: Mapping[Any, Any], file: str, line: int, number: int) -> Plac
     """A row as it was read, to a `Row`, or what is wrong with it."""
     fields: dict[str, Any] = {}
     columns: dict[str, str] = {}
+    if len(raw) > COLUMN_LIMIT:
+        return BadRow(file, line, "", f"there are more than {COLUMN_LIMIT} columns: leave some out")
     for key, value in raw.items():
         name = known_name(key) if isinstance(key, str) else ""
         if not _COLUMN.fullmatch(name):

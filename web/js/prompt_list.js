@@ -72,9 +72,9 @@ class Editor {
                     combinations: this.value("combinations"),
                 }),
             });
-            const { bad, pictures } = await answer.json();
+            const { bad, pictures, more } = await answer.json();
             if (asked !== this.#asked) return; // a later text was asked about meanwhile
-            const counted = `${pictures} pictures${bad.length ? `, ${bad.length} bad rows` : ""}`;
+            const counted = `${pictures}${more ? "+" : ""} pictures${bad.length ? `, ${bad.length} bad rows` : ""}`;
             this.show(bad, told === this.#told ? counted : this.summary.textContent);
         } catch (error) {
             this.show([], `not checked: ${String(error?.message ?? error).split("\n")[0]}`);

@@ -1,0 +1,89 @@
+"""How much of a stranger's list is looked through, and for how long, away from the event loop.
+
+Reading is plain Python, which nobody can stop from outside, so the readers ask `tick` as they go;
+without a limit set it costs one look-up. Lists are looked through one after the other in one
+thread: ten visitors' worst lists then take the event loop's turn no more often than one does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import TiueError
+
+
+@dataclass(frozen=True)
+class ListLimits:
+    """Of one list that somebody sends to a server."""
+
+    characters: int = 1 << 20
+    rows: int = 2000  # good and bad
+    pictures: int = 500
+    seconds: float = 3.0  # of looking it through
+    waiting: int = 32  # lists that wait to be looked through
+
+
+class TooLongError(TiueError):
+    """The time for looking a list through is over."""
+
+
+_end: ContextVar[tuple[float, float]] = ContextVar("tiue_list_end", default=(float("inf"), 0.0))
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Reading lists in this block, in this thread, ends with `TooLongError` after `seconds`."""
+    token = _end.set((time.monotonic() + seconds, seconds))
+    try:
+        yield
+    finally:
+        _end.reset(token)
+
+
+def tick() -> None:
+    """Raise TooLongError if the time of `within` is over."""
+    end, seconds = _end.get()
+    if time.monotonic() > end:
+        raise TooLongError(
+            f"the list takes longer than {seconds:g} s to look through: make it shorter or simpler"
+        )
+
+
+class Looker:
+    """Looks lists through, one at a time, each within the limits' seconds."""
+
+    def __init__(self, limits: ListLimits) -> None:
+        self.limits = limits
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tiue-lists")
+        self._places = threading.Semaphore(limits.waiting)
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future:
+        """Have `work(*arguments)` done, for a thread that can wait.
+
+        Raises:
+            TiueError: too many lists are waiting.
+        """
+        if not self._places.acquire(blocking=False):
+            raise TiueError("too many lists are being looked through: try again in a moment")
+        future = self._pool.submit(self._bounded, work, arguments)
+        future.add_done_callback(lambda _: self._places.release())
+        return future
+
+    async def look(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The same for a coroutine: the event loop goes on meanwhile."""
+        return await asyncio.wrap_future(self.submit(work, *arguments))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _bounded(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        with within(self.limits.seconds):
+            return work(*arguments)
