@@ -149,7 +149,7 @@ def _through(path: str, body: Any = b"", limit: int = 1000, method: str = "POST"
         await send({"type": "http.response.body", "body": str(taken).encode()})
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=Guard(app, limit, left.append))
+        transport = httpx.ASGITransport(app=Guard(app, Limits(body=limit), left.append))
         async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
             return await client.request(method, path, content=body)
 
@@ -203,8 +203,14 @@ def test_a_stream_that_breaks_off_is_a_client_that_left() -> None:
         return {"type": "http.request", "body": b""}
 
     async def ask(app: Any, path: str, query: bytes = b"") -> None:
-        scope = {"type": "http", "path": path, "query_string": query, "headers": []}
-        await Guard(app, 1000, left.append)(scope, nothing, nothing)
+        scope = {
+            "type": "http",
+            "path": path,
+            "query_string": query,
+            "headers": [],
+            "method": "GET",
+        }
+        await Guard(app, Limits(body=1000), left.append)(scope, nothing, nothing)
 
     for app in (whole, broken):
         asyncio.run(ask(app, "/gradio_api/queue/data", b"session_hash=visitor"))

@@ -27,6 +27,23 @@ FONTS = ["system-ui", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 _CACHE = (600, 3600)  # s: how often pictures of lists are swept, and how old those are
 
+
+class Page(gr.Blocks):
+    """Gradio's page, on which whatever goes wrong is said in one line, never as `error: null`."""
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().process_api(*args, **kwargs)
+        except gr.Error:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            message = "what was sent is not what this takes: check the number and types of values"
+            raise gr.Error(message, print_exception=True) from error
+        except Exception as error:
+            message = f"this went wrong ({type(error).__name__}): the server's owner can read why"
+            raise gr.Error(message, print_exception=True) from error
+
+
 HEAD = """<div class="tiue-head"><h1>TiUE</h1>
 <p>Text to picture in a single pass: one encoder, four decoders at once, no loop.</p></div>"""
 
@@ -37,7 +54,7 @@ def build(config: ServerConfig) -> tuple[gr.Blocks, RequestBroker]:
     cache = tempfile.TemporaryDirectory(prefix="tiue-page-")
     os.environ["GRADIO_TEMP_DIR"] = cache.name
     broker = RequestBroker(config, cache)
-    with gr.Blocks(title="TiUE", analytics_enabled=False, delete_cache=_CACHE) as page:
+    with Page(title="TiUE", analytics_enabled=False, delete_cache=_CACHE) as page:
         broker.page = page
         gr.HTML(HEAD)
         choices = Choices(config)
@@ -60,7 +77,7 @@ def launch(page: gr.Blocks, broker: RequestBroker, **options: Any) -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     limits, first = broker.config.limits, broker.config.first
     broker.worker.submit("the owner", lambda models: models.studio(first))
-    guard = Middleware(Guard, limit=limits.body, leave=broker.leave)
+    guard = Middleware(Guard, limits=limits, leave=broker.leave)
     settled: dict[str, Any] = {
         "theme": gr.themes.Soft(font=FONTS, font_mono=MONO),
         "css_paths": STYLE,

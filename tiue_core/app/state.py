@@ -38,7 +38,7 @@ class Limits:
     enlarge: int = 2  # times the student's own side, at most
     upload: int = 1 << 20  # bytes of a file
     body: int = 4 << 20  # bytes of any request
-    lists: ListLimits = ListLimits()
+    lists: ListLimits = field(default_factory=ListLimits)
     quota: int = 32 << 20  # bytes that one address may upload in an hour
     quota_all: int = 512 << 20  # and all of them
     guesses: int = 10  # wrong passwords of one address in a minute

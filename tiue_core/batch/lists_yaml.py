@@ -9,7 +9,6 @@ from typing import Any
 from .limits import tick
 from .rows import Raw, Unreadable, as_row
 
-
 _PIECE = 1 << 14  # characters handed to the parser at once
 
 

@@ -270,8 +270,9 @@ def _changes(folder: Path, plan: Plan, settings: Settings, manifest: Manifest) -
 
 def _sweep(folder: Path) -> None:
     """Remove what a run that was killed had half written."""
-    old = time.time() - 2
+    now = time.time()
     for path in folder.rglob(".tiue-*.part"):
         with suppress(OSError):
-            if path.stat().st_mtime < old:
+            # A clock that was wrong, or another machine's, may have dated it in the future.
+            if abs(path.stat().st_mtime - now) > 2:
                 path.unlink()

@@ -93,7 +93,9 @@ def app_command(
     limits = Limits(waiting=queue)
     if train is not None:
         check_writable(train)
-        limits = replace(limits, upload=16 << 20, body=128 << 20)  # of pictures, not of lists
+        # of pictures, not of lists
+        limits = replace(limits, upload=16 << 20, body=128 << 20, quota=512 << 20)
+        limits = replace(limits, quota_all=4 << 30)
     port = _free_port(host, port)  # before a model is loaded
     config = ServerConfig.of(
         offered(student or [], ask_license(accept_license)),

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import TiueError
 
 ROUNDS, WARM = 9, 2
+_TIMEOUT = 4 * 3600  # s of one system
 PROMPTS = "a photo of a cat", "two red apples", "a house by the sea", "a boat on a lake"
 
 
@@ -114,7 +115,13 @@ def measured(
         pass
     order = {"system": text, "side": side, "device": device, "dtype": dtype, "rounds": rounds}
     command = [sys.executable, "-m", __name__, json.dumps(order)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        hours = _TIMEOUT // 3600
+        raise TiueError(f"{text} took more than {hours} hours to be timed: try --no-time") from None
     try:
         result = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

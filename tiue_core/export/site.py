@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import TiueError
 from ..io.files import check_writable, write_atomically
 
+_TIMEOUT = 600  # s
 PACKAGE = "onnxruntime-web@~1.30"
 GRAPH = "student.onnx"
 RUNTIMES = {  # by device: the module that is imported, its WebAssembly, and what loads that
@@ -125,7 +126,11 @@ def _npm(folder: Path) -> Path:
             f"npm is not installed, and the page needs {PACKAGE} from it: install Node.js"
         )
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        why = f"npm did not fetch {PACKAGE} within {_TIMEOUT // 60} minutes"
+        raise TiueError(f"{why}: check the connection") from None
     archives = list(folder.glob("*.tgz"))
     if done.returncode or len(archives) != 1:
         reason = " ".join(done.stderr.split())[:200] or f"status {done.returncode}"
