@@ -82,5 +82,10 @@ def test_killed_and_restarted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_120_rows_cut_twenty_times(tmp_path: Path) -> None:
+    trial(tmp_path, "stickers", 120, 20, 1.0)
+
+
+@pytest.mark.slow
 def test_a_thousand_rows_killed_twenty_times(tmp_path: Path) -> None:
     trial(tmp_path, "stickers", 1000, 20, 1.5)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_kill import LORA, dying
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -174,6 +176,23 @@ def test_killed_and_resumed_gives_the_same_weights(
     assert max((resumed[key] - whole[key]).abs().max() for key in whole) == 0
     assert any(whole[key].abs().max() > 0 for key in whole if "lora_up" in key)
     assert len(loss_curve(cut.out)) == (2 if method == "transfer" else 4)
+
+
+@pytest.mark.slow
+def test_the_second_stage_killed_five_times_while_a_checkpoint_is_written(
+    recipe: Callable[..., LoraRecipe],
+) -> None:
+    whole = load_file(train_lora(recipe("whole", method="one-pass", student_steps=7)))
+    cut = recipe("cut", method="one-pass", student_steps=7)
+    for step in range(1, 6):
+        where = f"student/checkpoints/.step-{step:07d}"
+        made = dying(LORA, cut.model_dump_json(), where=where, files=step % 2 + 1)
+        assert made.returncode == -signal.SIGKILL, made.stderr[-2000:]
+        assert not cut.out.exists()
+    resumed = load_file(train_lora(cut))
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+    assert len(loss_curve(cut.out)) == 2 + 7
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from helpers_kill import DISTILL, dying
 from safetensors.torch import load_file
 from small import small_clip, small_unet
 
@@ -206,6 +207,31 @@ def test_killed_at_random_and_resumed_is_the_same(settings: dict[str, Any], tmp_
             furthest_apart = max(furthest_apart, float(apart))
     print(f"killed {kills} times; greatest difference of the weights: {furthest_apart}")
     assert furthest_apart == 0.0
+
+
+@pytest.mark.slow
+def test_killed_ten_times_while_a_checkpoint_is_written(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The moment is the one between two files of a checkpoint: half of it is there."""
+    changes = {"steps": 12, "checkpoint_every": 1, "imitate": 5}
+    whole = recipe_of(settings, out=tmp_path / "whole", **changes)
+    train(whole, DistillTask)
+    file, killed = tmp_path / "killed.yaml", tmp_path / "killed"
+    file.write_text(yaml.safe_dump({**settings, "out": str(killed), **changes}))
+    for cut in range(1, 11):
+        made = dying(DISTILL, "distill", str(file), where=f"step-{cut:07d}", files=cut % 6 + 1)
+        assert made.returncode == -signal.SIGKILL, made.stderr[-2000:]
+        assert latest(killed) == cut - 1
+    command = [sys.executable, "-m", "tiue_core", "distill", str(file)]
+    subprocess.run(command, env=ONE_THREAD, check=True, capture_output=True)
+    files = sorted((whole.out / "checkpoints" / "step-0000012").glob("*.safetensors"))
+    assert len(files) == 7
+    for each in files:
+        other = load_file(killed / "checkpoints" / "step-0000012" / each.name)
+        one = load_file(each)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), each.name
 
 
 def latest(out: Path) -> int:
