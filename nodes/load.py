@@ -79,7 +79,8 @@ class LoadStudent(io.ComfyNode):
         embeddings = folder_paths.get_folder_paths("embeddings")
         if source.path.is_dir():
             folder = check_folder(source.path)
-            return io.NodeOutput(*loading.load_folder(folder, embeddings, unet=source.unet))
+            more = {"unet": source.unet, "name": student}
+            return io.NodeOutput(*loading.load_folder(folder, embeddings, **more))
         return io.NodeOutput(*loading.load_checkpoint(source.path, embeddings))
 
 

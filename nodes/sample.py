@@ -72,12 +72,16 @@ class OnePassSampler(io.ComfyNode):
         chunk: int = 0,
         speed: str = "plain",
     ) -> io.NodeOutput:
+        from .native import notes
+        from .native.closed_form import SamplerOptions
         from .native.paint import one_pass
 
-        how = (decoders, chunk, check_speed(speed))
-        samples = one_pass(model, positive, negative, guidance, latent, seed, *how)
+        options = SamplerOptions(decoders, guidance, chunk, check_speed(speed))
+        with notes.collected() as told:
+            samples = one_pass(model, positive, negative, latent, seed, options)
         # The page shows and pins the seed of the picture; JSON has no integers that large.
-        return io.NodeOutput({**latent, "samples": samples}, ui={"seed": [str(seed)]})
+        shown = {"seed": [str(seed)], "notes": told}
+        return io.NodeOutput({**latent, "samples": samples}, ui=shown)
 
 
 class SamplerObject(io.ComfyNode):
@@ -97,9 +101,10 @@ class SamplerObject(io.ComfyNode):
 
     @classmethod
     def execute(cls, chunk: int = 0, speed: str = "plain") -> io.NodeOutput:
+        from .native.closed_form import SamplerOptions
         from .native.onepass import OnePassSampler as Sampler
 
-        return io.NodeOutput(Sampler(chunk, check_speed(speed)))
+        return io.NodeOutput(Sampler(SamplerOptions(chunk=chunk, speed=check_speed(speed))))
 
 
 class Sigmas(io.ComfyNode):
@@ -125,10 +130,11 @@ class Sigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, decoders: int = 0) -> io.NodeOutput:
-        from .native import checks, onepass
+        from .native import checks, closed_form, onepass
 
         checks.student(model)
-        return io.NodeOutput(onepass.sigmas_of(onepass.Made.of(model).schedule(decoders)))
+        schedule = closed_form.schedule_of(onepass.made_of(model), decoders)
+        return io.NodeOutput(closed_form.sigmas_of(schedule))
 
 
 class SeedPerImage(io.ComfyNode):
@@ -173,9 +179,11 @@ class PatchModel(io.ComfyNode):
         cls, model: Any, decoders: int = 0, chunk: int = 0, speed: str = "plain"
     ) -> io.NodeOutput:
         from .native import checks, onepass
+        from .native.closed_form import SamplerOptions
 
         checks.student(model)
-        return io.NodeOutput(onepass.patched(model, decoders, chunk, check_speed(speed)))
+        options = SamplerOptions(decoders, chunk=chunk, speed=check_speed(speed))
+        return io.NodeOutput(onepass.patched(model, options))
 
 
 NODES = [OnePassSampler, SamplerObject, Sigmas, SeedPerImage, PatchModel]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def student(model: Any) -> None:
     """A MODEL must be a plain Stable Diffusion UNet."""
-    network = model.model.diffusion_model
+    network = model.get_model_object("diffusion_model")
+    network = getattr(network, "_orig_mod", network)  # where torch.compile wrapped it
     kind = type(model.model).__name__
     if not isinstance(network, UNetModel):
         raise ValueError(
@@ -53,15 +54,32 @@ def empty_latent(samples: Tensor | None, mask: Tensor | None) -> None:
         )
 
 
+class OtherNoiseLevel(ValueError):
+    """The student was asked at a noise level that is not its first."""
+
+
 def first_noise_level(sigmas: Tensor | None, expected: float) -> None:
     """The one noise level at which a student can be asked."""
-    if sigmas is None or bool(((sigmas - expected).abs() < 1e-3 * expected).all()):
+    if sigmas is not None and not _same(sigmas, expected):
+        raise OtherNoiseLevel(
+            f"The student paints in one step from noise level {expected:.3f}, but it was asked "
+            f"for {float(sigmas.max()):.3f}: use euler at one step, without extra model calls"
+        )
+
+
+def one_step(sigmas: Tensor, expected: float) -> None:
+    """What the stock KSampler is about to do, of a MODEL that Patch Model made."""
+    if len(sigmas) == 2 and _same(sigmas[:1], expected) and float(sigmas[1]) == 0:
         return
     raise ValueError(
-        f"The student paints in one step from noise level {expected:.3f}, but the sampler asked "
-        f"for {float(sigmas.max()):.3f}: set steps to 1 and denoise to 1, with the scheduler "
-        "'normal' or 'simple'"
+        f"The student paints in one step from noise level {expected:.3f}, but the sampler is set "
+        f"to {len(sigmas) - 1} from {float(sigmas[0]):.3f}: set steps to 1 and denoise to 1, with "
+        "the scheduler 'normal' or 'simple'"
     )
+
+
+def _same(sigmas: Tensor, expected: float) -> bool:
+    return bool(((sigmas - expected).abs() < 1e-3 * expected).all())
 
 
 def own_sigmas(sigmas: Tensor, expected: Tensor) -> None:

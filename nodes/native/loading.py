@@ -20,8 +20,9 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from ...tiue_core.core.schedule import STEPS
 from ...tiue_core.io.files import read_header
 from ...tiue_core.students import checkpoint
+from ...tiue_core.students.checkpoint import STABLE_DIFFUSION, Made
 from . import shapes
-from .onepass import KEY, STABLE_DIFFUSION, Made
+from .notes import KEY
 
 Weights = dict[str, torch.Tensor]
 
@@ -31,6 +32,7 @@ def load_folder(
     embeddings: Any = None,
     dtype: torch.dtype | None = None,
     unet: Path | None = None,
+    name: str = "",
 ) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE from a diffusers folder.
 
@@ -39,9 +41,11 @@ def load_folder(
         embeddings: where ComfyUI looks for textual inversions.
         dtype: of all weights; by default ComfyUI's own choice for this machine.
         unet: a UNet's folder that stands in for the one in `folder`.
+        name: of the student, the folder's by default.
     """
     vae_config = _config(folder / "vae")
     model = _unet(folder, unet or folder / "unet", vae_config, dtype)
+    model.set_attachments(KEY, made_by(folder, name or folder.name))
     return model, _clip(folder, embeddings, dtype), _vae(folder, vae_config, dtype)
 
 
@@ -64,7 +68,7 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
             "diffusers folder"
         )
     # A file of `tiue export` says how its student was made; others are made as the paper's are.
-    made = checkpoint.read_made(path) or checkpoint.Made.stable_diffusion(path.stem)
+    made = checkpoint.read_made(path) or Made.stable_diffusion(path.stem)
     # ComfyUI guesses from a bias whether a 2.x model predicts velocity; a student says.
     velocity = made.scheduler.get("prediction_type") == "v_prediction"
     kinds = comfy.model_base.ModelType
@@ -72,8 +76,7 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
     if model.model.model_type != kind:
         model.model.model_type = kind
         model.model.model_sampling = comfy.model_base.model_sampling(model.model.model_config, kind)
-    timesteps = tuple(made.timesteps) if made.timesteps else None
-    model.set_attachments(KEY, Made(made.scheduler, made.steps, timesteps))
+    model.set_attachments(KEY, made)
     return model, clip, vae
 
 
@@ -106,16 +109,22 @@ def _unet(folder: Path, unet: Path, vae_config: dict[str, Any], dtype: torch.dty
 
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     model = patcher(model, load_device=device, offload_device=offload)
-    model.set_attachments(KEY, _made(folder, scheduler))
     return model
 
 
-def _made(folder: Path, scheduler: dict[str, Any]) -> Made:
-    """The student's own K and timesteps, which ``TiuePipeline`` saves beside the class names."""
+def made_by(folder: Path, name: str) -> Made:
+    """The student's own schedule, K and timesteps, as ``TiuePipeline`` saves them."""
     index = _json(folder / "model_index.json")
     timesteps = index.get("timesteps")
-    steps = index.get("steps", STEPS) if timesteps is None else len(timesteps)
-    return Made(scheduler, steps, timesteps and tuple(timesteps))
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    side = _config(folder / "unet").get("sample_size") or 64
+    return Made(
+        name,
+        scheduler={key: value for key, value in scheduler.items() if not key.startswith("_")},
+        steps=index.get("steps", STEPS) if timesteps is None else len(timesteps),
+        timesteps=timesteps and list(timesteps),
+        side=8 * (side if isinstance(side, int) else max(side)),
+    )
 
 
 def _clip(folder: Path, embeddings: Any, dtype: torch.dtype | None) -> Any:

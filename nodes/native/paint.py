@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_patcher
+import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
@@ -20,8 +21,10 @@ from ...tiue_core.core.noise import draw_noise
 from ...tiue_core.core.schedule import OneWaySchedule
 from ...tiue_core.core.unet import Features
 from ...tiue_core.shared.finite import check_latents
-from . import checks
-from .onepass import KEY, Made, OnePassSampler, install, room_for, sigmas_of
+from ...tiue_core.students.checkpoint import Made
+from . import checks, notes
+from .closed_form import SamplerOptions, schedule_of, sigmas_of
+from .onepass import KEY, OnePassSampler, install, made_of, room_for, seed_globally
 from .unet import ComfyUNet
 
 
@@ -46,35 +49,45 @@ def one_pass(
     model: Any,
     positive: Any,
     negative: Any,
-    guidance: float,
     latent: dict[str, Any],
     seed: int,
-    decoders: int = 0,
-    chunk: int = 0,
-    speed: str = "plain",
+    options: SamplerOptions,
 ) -> Tensor:
     """The One-Pass Sampler: a LATENT's samples, (B, C, H, W)."""
-    checks.student(model)
-    checks.latent(latent["samples"], latent.get("noise_mask"))
+    latent = sized(model, latent)
+    guidance = options.guidance
     if guidance != 1 and negative is None:
         raise ValueError(
             f"guidance is {guidance:g} but there is nothing to guide away from: connect an empty "
             "CLIP Text Encode to negative, or set guidance to 1"
         )
-    schedule = Made.of(model).schedule(decoders)
-    guider = _guider(model, min(chunk or len(schedule), len(schedule)))
+    schedule = schedule_of(made_of(model), options.decoders)
+    guider = _guider(model, options.at_once(len(schedule)))
     guider.set_conds(positive, positive if negative is None else negative)
+    guider.tiue_no_negative = negative is None
     guider.set_cfg(guidance)
     samples = guider.sample(
         noise_like(latent, seed),
         latent["samples"],
-        OnePassSampler(chunk, speed),
+        OnePassSampler(options),
         sigmas_of(schedule),
         callback=latent_preview.prepare_callback(model, len(schedule)),
         disable_pbar=True,
         seed=seed,
     )
     return samples.to(model_management.intermediate_device())
+
+
+def sized(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
+    """A LATENT that gives size and number, with the student's channels whatever node made it."""
+    checks.student(model)
+    ratio = latent.get("downscale_ratio_spacial")
+    more = {} if ratio is None else {"downscale_ratio_spacial": ratio}
+    samples = latent["samples"]
+    if samples.ndim == 4:
+        samples = comfy.sample.fix_empty_latent_channels(model, samples, **more)
+    checks.latent(samples, latent.get("noise_mask"))
+    return {**latent, "samples": samples}
 
 
 # --- the three calls -----------------------------------------------------------------------
@@ -89,6 +102,7 @@ class Encoded:
     schedule: OneWaySchedule
     student: weakref.ref  # to the BaseModel
     latent_format: Any
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +123,7 @@ class Decoded:
         """The schedule whose timesteps are just those that were decoded."""
         own = self.encoded.schedule
         same = self.timesteps == own.timesteps.tolist()
-        return own if same else self.made.schedule(timesteps=self.timesteps)
+        return own if same else schedule_of(self.made, timesteps=self.timesteps)
 
     def stacked(self) -> Tensor:
         """(K, B, C, H, W), noisiest timestep first."""
@@ -120,18 +134,17 @@ def encode(
     model: Any, positive: Any, latent: dict[str, Any], seed: int, decoders: int = 0
 ) -> Encoded:
     """The first call: encoder features of noise and prompt, at the first timestep."""
-    checks.student(model)
-    checks.latent(latent["samples"], latent.get("noise_mask"))
-    schedule = Made.of(model).schedule(decoders)
+    latent = sized(model, latent)
+    schedule = schedule_of(made_of(model), decoders)
     noise = noise_like(latent, seed)
 
     def call(unet: ComfyUNet, x: Tensor, context: Tensor, **conditions: Any) -> Features:
         return unet.encode(x, schedule.timesteps[0], context, **conditions)
 
-    features = _moved(
-        _run(model, positive, noise, schedule, call), model_management.intermediate_device()
-    )
-    return Encoded(features, noise, schedule, weakref.ref(model.model), model.model.latent_format)
+    features = _run(_guider(model, 1), positive, noise, schedule, call, seed)
+    features = _moved(features, model_management.intermediate_device())
+    latent_format = model.get_model_object("latent_format")
+    return Encoded(features, noise, schedule, weakref.ref(model.model), latent_format, seed)
 
 
 def decode(
@@ -160,7 +173,8 @@ def decode(
             "These predictions are of other features: connect the same TIUE_FEATURES to every "
             "Decode of a chain"
         )
-    wanted = Made.of(model).schedule(timesteps=timesteps) if timesteps else encoded.schedule
+    made = made_of(model)
+    wanted = schedule_of(made, timesteps=timesteps) if timesteps else encoded.schedule
     times = wanted.timesteps
 
     def call(unet: ComfyUNet, x: Tensor, context: Tensor, **conditions: Any) -> Tensor:
@@ -170,10 +184,11 @@ def decode(
         features = _moved(encoded.features, x.device)
         return unet.decode(features, times, context, chunk=chunk or None, **conditions)
 
-    predictions = _run(model, positive, encoded.noise, encoded.schedule, call, len(times))
+    guider = _guider(model, len(times))
+    predictions = _run(guider, positive, encoded.noise, encoded.schedule, call, encoded.seed)
     predictions = predictions.float().to(model_management.intermediate_device())
     fresh = dict(zip(times.tolist(), predictions, strict=True))
-    return Decoded(encoded, {**(previous.by_timestep if previous else {}), **fresh}, Made.of(model))
+    return Decoded(encoded, {**(previous.by_timestep if previous else {}), **fresh}, made)
 
 
 def combine(decoded: Decoded, factors: Sequence[float] = (), signal: float = 1.0) -> Tensor:
@@ -204,10 +219,13 @@ class _Call(comfy.samplers.Sampler):
         noise: Tensor,
         *_: Any,
     ) -> Tensor:
-        sampling = model_wrap.inner_model.model_sampling
+        notes.look(model_wrap, sigmas[0].item())
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         install(options, self)
-        x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+        sigma = sigmas[0].double().view(1)
+        unit = model_wrap.inner_model.model_sampling.calculate_input(sigma, torch.ones(1, 1, 1, 1))
+        x = noise / unit.item()
+        seed_globally(extra_args.get("seed"))
         model_wrap(x, sigmas[0] * x.new_ones(len(x)), model_options=options)
         return noise
 
@@ -228,18 +246,17 @@ class _Call(comfy.samplers.Sampler):
 
 
 def _run(
-    model: Any,
+    guider: Any,
     positive: Any,
     noise: Tensor,
     schedule: OneWaySchedule,
     call: Callable,
-    images: int = 1,
+    seed: int,
 ) -> Any:
     """`call` in the place of the diffusion model, with all that a guider puts around it."""
-    guider = _guider(model, images)
     guider.inner_set_conds({"positive": positive})
-    sampler = _Call(call)
-    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas_of(schedule), disable_pbar=True)
+    sampler, empty = _Call(call), torch.zeros_like(noise)
+    guider.sample(noise, empty, sampler, sigmas_of(schedule), disable_pbar=True, seed=seed)
     if len(sampler.results) != 1:
         raise ValueError(
             f"This CONDITIONING asks for {len(sampler.results)} model calls (several prompts, "

@@ -1,8 +1,4 @@
-"""The savings of ``tiue_core.shared`` on ComfyUI's own ``UNetModel``: (a) and (e).
-
-    a   conv(concat(h, skip)) = conv_h(h) + conv_skip(skip): a skip's half is the same for all
-        timesteps. A normalization group that straddles the border stays with h.
-    e   doubling, then a 3x3 convolution = a 2x2 convolution to four times the channels.
+"""The savings of ``tiue_core.shared.exact`` on ComfyUI's own ``UNetModel``: (a) and (e).
 
 Nothing is kept: halves of weights are views, and the 2x2 weights are summed anew, so whatever
 ComfyUI writes into a weight (LoRA, hooks, merges) is seen. Where something hangs on a layer that
@@ -24,14 +20,16 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 )
 from torch import Tensor, nn
 
+from ...tiue_core.shared.exact import (
+    NotUnderstoodError,
+    doubling_kernel,
+    interleaved,
+    split_groups,
+)
 from .unet import ComfyUNet
 
 PATCHES = ("output_block_patch", "forward_timestep_embed_patch")
 _said: set[str] = set()
-
-
-class NotUnderstoodError(Exception):
-    """A layer does something that cannot be looked through. The message says what."""
 
 
 class SharedComfyUNet(ComfyUNet):
@@ -76,10 +74,8 @@ def _resnet(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
     (weight, bias), (w1, b1) = (_weights(layer, nn.Conv2d, h) for layer in (conv, shortcut))
 
     B, C = len(skip), h.shape[1]
-    width = norm.num_channels // norm.num_groups
-    groups = -(-C // width)
-    own = groups * width  # channels that stay with h: its own, and those of the straddling group
-    if groups >= norm.num_groups or weight.shape[2:] != (3, 3) or w1.shape[2:] != (1, 1):
+    groups, own = split_groups(norm.num_channels, norm.num_groups, C)
+    if weight.shape[2:] != (3, 3) or w1.shape[2:] != (1, 1):
         raise NotUnderstoodError("a ResBlock unlike Stable Diffusion's")
 
     def half(x: Tensor, part: slice, n: int, bias: Tensor | None) -> Tensor:
@@ -98,35 +94,14 @@ def _resnet(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
 
 
 def _doubled(layer: Any, x: Tensor, size: Any) -> Tensor:
-    """An ``Upsample``, as one 2x2 convolution.
-
-    Output row 2i + d sees the small rows i - 1, i, i for d = 0 and i, i, i + 1 for d = 1: two taps,
-    of which one has the sum of two weights. The same for columns.
-    """
+    """An ``Upsample``, as one 2x2 convolution."""
     if type(layer) is not Upsample or layer.dims != 2 or not layer.use_conv or _hooked(layer):
         raise NotUnderstoodError(f"a {type(layer).__name__}")
-    (N, _, H, W) = x.shape
-    if size is not None and tuple(size[2:]) != (2 * H, 2 * W):
+    if size is not None and tuple(size[2:]) != (2 * x.shape[2], 2 * x.shape[3]):
         raise NotUnderstoodError("a size that halving had rounded")
     weight, bias = _weights(layer.conv, nn.Conv2d, x)
-    a, b, c = weight.float().unbind(2)
-    rows = ((a, b + c), (a + b, c))  # by parity: the upper and the lower tap, (C', C, 3)
-    out = x.new_empty((N, len(weight), 2 * H, 2 * W))
-    taps = []
-    for upper, lower in rows:
-        for left, right in (((0,), (1, 2)), ((0, 1), (2,))):
-            taps.append([[t[..., list(k)].sum(-1) for k in (left, right)] for t in (upper, lower)])
-    kernel = torch.stack([torch.stack([torch.stack(row, -1) for row in tap], -2) for tap in taps])
-    y = F.conv2d(
-        x,
-        kernel.flatten(0, 1).to(x.dtype),  # (4 C', C, 2, 2)
-        None if bias is None else bias.repeat(4),
-        padding=1,
-    )
-    for parity, part in enumerate(y.chunk(4, 1)):
-        d, e = divmod(parity, 2)
-        out[:, :, d::2, e::2] = part[:, :, d : d + H, e : e + W]
-    return out
+    kernel = doubling_kernel(weight).to(x.dtype)
+    return interleaved(F.conv2d(x, kernel, None if bias is None else bias.repeat(4), padding=1))
 
 
 def _weights(layer: Any, kind: type, like: Tensor) -> tuple[Tensor, Any]:

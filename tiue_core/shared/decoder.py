@@ -10,7 +10,8 @@ from typing import Any
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 
-from .layers import NotUnderstoodError, untouched
+from .exact import NotUnderstoodError
+from .layers import untouched
 from .parts import (
     Output,
     PlainOutput,

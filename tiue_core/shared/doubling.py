@@ -8,7 +8,8 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from .layers import NotUnderstoodError, Transparent, fingerprint, state_of
+from .exact import NotUnderstoodError
+from .layers import Transparent, fingerprint, state_of
 from .parts import Upsampler
 
 

@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
+from .exact import NotUnderstoodError
+
 _PLAIN = (nn.Conv2d, nn.Linear)
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}  # by bytes
 _ADAPTED = (lora.Conv2d, lora.Linear)
-
-
-class NotUnderstoodError(Exception):
-    """A layer does something that cannot be looked through. The message says what."""
 
 
 class Transparent:

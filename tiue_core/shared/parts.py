@@ -19,13 +19,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ..core.schedule import weighted_sum
-from .layers import (
-    Conv,
-    NotUnderstoodError,
-    drops,
-    untouched,
-    weight_of,
-)
+from .exact import NotUnderstoodError, doubling_kernel, interleaved, split_groups
+from .layers import Conv, drops, untouched, weight_of
 
 PROCESSORS = (AttnProcessor, AttnProcessor2_0)  #: whose attention is known
 
@@ -79,13 +74,9 @@ class Resnet(PlainResnet):
         if resnet.up or resnet.down or resnet.time_emb_proj is None or drops(resnet.dropout):
             raise NotUnderstoodError("a ResNet that resamples or drops")
         self.h_channels = h_channels
-        width = norm.num_channels // norm.num_groups
-        self.own_groups = -(-h_channels // width)
-        self.own = own = self.own_groups * width  # of the channels: h, and the straddling group
-        self.groups = norm.num_groups - self.own_groups
-        if self.groups < 1:
-            raise NotUnderstoodError("a skip feature narrower than a normalization group")
-
+        groups, own = split_groups(norm.num_channels, norm.num_groups, h_channels)
+        self.own_groups, self.own = groups, own
+        self.groups = norm.num_groups - groups
         if resnet.conv_shortcut is None:
             raise NotUnderstoodError("a decoder ResNet without a shortcut")
         weight, bias = weight_of(resnet.conv1)
@@ -195,12 +186,7 @@ class PlainUpsampler(nn.Module):
 
 
 class Upsampler(PlainUpsampler):
-    """The same by (e): one 2x2 convolution.
-
-    Output row 2i + d sees the doubled rows 2i + d - 1 .. 2i + d + 1, which are the small rows
-    i - 1, i, i for d = 0 and i, i, i + 1 for d = 1: two taps, of which one has the sum of two
-    weights. The same for columns; the four parities are four groups of output channels.
-    """
+    """The same by (e): one 2x2 convolution, see ``exact.doubling_kernel``."""
 
     def __init__(self, upsample: Any) -> None:
         super().__init__(upsample)
@@ -210,29 +196,14 @@ class Upsampler(PlainUpsampler):
         if not upsample.use_conv or upsample.name != "conv":
             raise NotUnderstoodError("an upsampler unlike Stable Diffusion's")
         weight, bias = weight_of(upsample.conv)
-        if weight.shape[2:] != (3, 3):
-            raise NotUnderstoodError("an upsampler unlike Stable Diffusion's")
-        taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
-        taps = taps.to(weight.device)  # (parity, tap, kernel)
-        small = torch.einsum("dau,ebv,oiuv->deoiab", taps, taps, weight.double())
-        small = small.flatten(0, 2).to(weight.dtype)  # (4 C', C, 2, 2)
+        small = doubling_kernel(weight)
         self.conv = Conv(small, None if bias is None else bias.repeat(4), 1, like=weight)
 
     def forward(self, h: Tensor, size: Any = None) -> Tensor:
         """(N, C, H, W) to (N, C', 2 H, 2 W), or to ``size`` where halving had rounded."""
         if size is not None and tuple(size) != (2 * h.shape[2], 2 * h.shape[3]):
             return self.upsample(h, size)
-        (N, _, H, W), C = h.shape, len(self.conv.weight) // 4
-        y = self.conv(h)  # (N, 4 C', H + 1, W + 1)
-        last = y.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        out = torch.empty(
-            (N, C, 2 * H, 2 * W), dtype=y.dtype, device=y.device, memory_format=layout
-        )
-        for parity, part in enumerate(y.chunk(4, 1)):
-            d, e = divmod(parity, 2)
-            out[:, :, d::2, e::2] = part[:, :, d : d + H, e : e + W]
-        return out
+        return interleaved(self.conv(h))
 
     def watched(self) -> list[nn.Module]:
         return [self.upsample, self.upsample.conv]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..core.unet import Features, SplitUNet, unet_call_context
 from .decoder import PARTS, Decoder
-from .layers import NotUnderstoodError, fingerprint, is_patched, state_of
+from .exact import NotUnderstoodError
+from .layers import fingerprint, is_patched, state_of
 from .measure import Times, not_worth_it, times
 from .parts import PROCESSORS
 

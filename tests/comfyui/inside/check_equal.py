@@ -255,7 +255,7 @@ def test_a_checkpoint_file(tmp_path, nodes, family):
         save_file(tensors, file)
 
     checkpoint, _, _ = loading.load_checkpoint(file)
-    assert onepass.Made.of(checkpoint).scheduler["prediction_type"] == "epsilon"
+    assert onepass.made_of(checkpoint).scheduler["prediction_type"] == "epsilon"
     positive = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     one = nodes.OnePassSampler(checkpoint, positive, latent, 3)["samples"] * 0.18215

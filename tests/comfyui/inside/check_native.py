@@ -293,9 +293,11 @@ def test_the_chunk_follows_free_memory(student, nodes, monkeypatch):
     shape = [2 * 2, 4, 16, 16]
     room = student.model.model.memory_required(shape) + 1  # for two decoders of two images
     monkeypatch.setattr(onepass.model_management, "get_free_memory", lambda *_: room)
-    schedule = onepass.Made.of(student.model).schedule()
+    schedule = onepass.made_of(student.model).schedule()
     student.model.pre_run()
-    chunk = onepass.OnePass.on(student.model.model, schedule)._chunk(torch.zeros(2, 4, 16, 16))
+    sampling = student.model.get_model_object("model_sampling")
+    one_pass = onepass.OnePass.on(student.model.model, sampling, schedule, onepass.SamplerOptions())
+    chunk = one_pass._chunk(torch.zeros(2, 4, 16, 16))
     assert chunk == 2
 
 
