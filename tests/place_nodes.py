@@ -1,4 +1,4 @@
-"""The pack's modules that need no ComfyUI, imported as ComfyUI would: below a package of its own."""
+"""The pack's modules that need no ComfyUI, below a package of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic that the ComfyUI pack rests on, without ComfyUI: what ComfyUI makes of an answer."""
+"""The ComfyUI pack's arithmetic, without ComfyUI: what its sampling makes of an answer."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_comfyui_arrives_at_the_loops_latents(closed_form: ModuleType, sampling:
 
 def test_what_is_not_linear_is_refused(closed_form: ModuleType) -> None:
     for sampling in (NotLinear(), object()):
-        with pytest.raises(Exception, match="sampling patch on this MODEL .* remove it"):
+        with pytest.raises(Exception, match=r"sampling patch on this MODEL .* remove it"):
             closed_form.Affine.of(sampling, schedule())
 
 

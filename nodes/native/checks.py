@@ -57,6 +57,8 @@ def empty_latent(samples: Tensor | None, mask: Tensor | None) -> None:
 class OtherNoiseLevel(ValueError):
     """The student was asked at a noise level that is not its first."""
 
+    __module__ = "tiue"
+
 
 def first_noise_level(sigmas: Tensor | None, expected: float) -> None:
     """The one noise level at which a student can be asked."""

@@ -24,11 +24,14 @@ _collected: ContextVar[list[str] | None] = ContextVar("tiue_notes", default=None
 def collected() -> Iterator[list[str]]:
     """The notes that are told within."""
     lines: list[str] = []
+    around = _collected.get()
     token = _collected.set(lines)
     try:
         yield lines
     finally:
         _collected.reset(token)
+        if around is not None:
+            around += lines
 
 
 def tell(lines: list[str]) -> None:
@@ -56,6 +59,11 @@ def look(guider: Any, sigma: float) -> None:
     """
     patcher, conds = guider.model_patcher, guider.conds
     made = patcher.get_attachment(KEY)
+    if patcher.get_model_object("latent_format") is not patcher.model.model_config.latent_format:
+        raise ValueError(
+            "A node on this MODEL (such as ModelSamplingContinuousEDM) expects the latents of "
+            "another model: remove it, or put it before Patch Model"
+        )
     lines = []
     if made is None or made.name == "stickers-teacher":
         lines.append(
@@ -156,6 +164,7 @@ def _ranges(conds: dict[str, list], sampling: Any, sigma: float) -> list[str]:
         low, high = sampling.percent_to_sigma(end), sampling.percent_to_sigma(start)
         return low <= sigma <= high * (1 + 1e-4)
 
+    whole = (0.0, 1.0)
     lines = []
     for entries in conds.values():
         kept = 0
@@ -163,13 +172,13 @@ def _ranges(conds: dict[str, list], sampling: Any, sigma: float) -> list[str]:
             start, end = cond.get("start_percent", 0.0), cond.get("end_percent", 1.0)
             start = max(start, cond.get("clip_start_percent", 0.0))
             end = min(end, cond.get("clip_end_percent", 1.0))
-            kept += acts(start, end)
-            if (start, end) != (0.0, 1.0):
+            kept += (start, end) == whole or acts(start, end)
+            if (start, end) != whole:
                 lines.append(_range("prompt", start, end, acts(start, end)))
             control = cond.get("control")
             while control is not None:
                 start, end = control.timestep_percent_range
-                if (start, end) != (0.0, 1.0):
+                if (start, end) != whole or not acts(start, end):
                     lines.append(_range("ControlNet", start, end, acts(start, end)))
                 control = control.previous_controlnet
             for hook in getattr(cond.get("hooks"), "hooks", ()):
@@ -210,7 +219,8 @@ def _unfit(name: str) -> str:
 
 def _name(sampler: Any) -> str:
     function = getattr(sampler.sampler_function, "__name__", "")
-    return function.removeprefix("sample_").removesuffix("_function") or type(sampler).__name__
+    name = function.removeprefix("sample_").removesuffix("_function").replace("unipc", "uni_pc")
+    return name or type(sampler).__name__
 
 
 def _kind(sampling: Any) -> str:

@@ -181,6 +181,7 @@ def patched(model: Any, given: SamplerOptions) -> Any:
 
     model = model.clone()
     model.add_object_patch("model_sampling", sampling)
+    model.add_object_patch("latent_format", model.model.model_config.latent_format)
     install(model.model_options, OnePass.on(model.model, sampling, schedule, given))
     for kind, wrapper in {
         WrappersMP.PREPARE_SAMPLING: room_for(given.at_once(len(schedule))),

@@ -143,7 +143,7 @@ def encode(
 
     features = _run(_guider(model, 1), positive, noise, schedule, call, seed)
     features = _moved(features, model_management.intermediate_device())
-    latent_format = model.get_model_object("latent_format")
+    latent_format = model.model.model_config.latent_format
     return Encoded(features, noise, schedule, weakref.ref(model.model), latent_format, seed)
 
 

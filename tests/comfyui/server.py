@@ -179,7 +179,8 @@ def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> Prompt:
             options = spec[1] if len(spec) > 1 else {}
             if not isinstance(spec[0], list) and spec[0] not in WIDGETS:
                 continue
-            inputs.setdefault(name, next(values))
+            # Widgets that came after the file was saved take their default, as in the page.
+            inputs.setdefault(name, next(values, options.get("default")))
             if options.get("control_after_generate"):
                 next(values)
         assert next(values, None) is None, f"{node['type']} has values left over"

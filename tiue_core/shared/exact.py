@@ -55,7 +55,7 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 
 def interleaved(y: Tensor) -> Tensor:
-    """(N, 4 C, H + 1, W + 1), what ``doubling_kernel`` gives with padding 1, to (N, C, 2 H, 2 W)."""
+    """What ``doubling_kernel`` gives, (N, 4 C, H + 1, W + 1), as (N, C, 2 H, 2 W)."""
     N, C, H, W = len(y), y.shape[1] // 4, y.shape[2] - 1, y.shape[3] - 1
     last = y.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
