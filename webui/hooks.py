@@ -55,7 +55,7 @@ def plan(p: Any, decoders: Any = 0, speed: str = "plain") -> None:
     if getattr(p, "enable_hr", False) and not p.hr_second_pass_steps:
         p.hr_second_pass_steps = p.steps  # "as the first pass" means those of the page, not K
     p.steps = steps  # one tick of the progress bar each; FreeU and PAG count on them, too
-    p.extra_generation_params["TiUE decoders"] = int(getattr(p, "tiue_decoders", decoders))
+    p.extra_generation_params["TiUE decoders"] = made.decoders
     p.extra_generation_params["TiUE speed"] = speed
 
 

@@ -20,7 +20,7 @@ class Plan:
     """The schedule of a job; ``Plan.of`` raises what stands in its way."""
 
     schedule: OneWaySchedule
-    made: Made
+    decoders: int  # K, of which "fast" leaves some out
 
     @classmethod
     def make(cls, p: Any, decoders: Any = 0, speed: str = "plain") -> Plan:
@@ -49,7 +49,7 @@ class Plan:
             schedule = made.schedule(steps, "fast" if speed == "fast" else "exact")
         except ValueError as error:
             raise TiueError(f"TiUE decoders: {error}") from error
-        return cls(schedule, made)
+        return cls(schedule, steps or made.steps)
 
     @classmethod
     def of(cls, p: Any) -> Plan:

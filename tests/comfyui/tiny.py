@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,30 @@ def lora(file: Path, unet: Any, text_encoder: Any, rank: int = 4) -> dict[str, t
             changes[f"{prefix}:{name}"] = up @ down / 2
     save_file(tensors, file)
     return changes
+
+
+@contextmanager
+def merged(pipe: Any, file: Path, strength: float) -> Iterator[None]:
+    """A pipeline with a file of ``lora`` merged into its weights."""
+    from safetensors.torch import load_file
+
+    tensors, kept = load_file(file), []
+    for prefix, model in (("lora_unet", pipe.unet), ("lora_te", pipe.text_encoder)):
+        for name, module in model.named_modules():
+            path = (
+                name if prefix == "lora_unet" else f"text_model.{name.removeprefix('text_model.')}"
+            )
+            key = f"{prefix}_{path.replace('.', '_')}"
+            if f"{key}.alpha" in tensors:
+                up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
+                change = up @ down * (tensors[f"{key}.alpha"] / len(down)) * strength
+                kept.append((module.weight, module.weight.detach().clone()))
+                module.weight.data += change.view(module.weight.shape)
+    try:
+        yield
+    finally:
+        for weight, value in kept:
+            weight.data.copy_(value)
 
 
 def controlnet(file: Path, unet: dict[str, Any], seed: int = 2) -> Any:

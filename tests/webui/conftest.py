@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
+import sys
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
-from forge_server import Forge, Server, find
+from forge_server import ROOT, Forge, Server, find
+from PIL import Image
+
+sys.path.append(str(ROOT / "tests" / "comfyui"))  # tiny, whose files are the same for both hosts
+import tiny
 
 collect_ignore = ["probe"]  # an extension, loaded by Forge
 _missing: list[str] = []
@@ -31,17 +38,43 @@ def forge() -> Forge:
 
 
 @pytest.fixture(scope="session")
-def server(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests, page and API, whose models folder is empty at first."""
-    with Server(forge, tmp_path_factory.mktemp("forge")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def pipe() -> Any:
     from tiue_core import TiuePipeline
 
     return TiuePipeline.from_pretrained("stickers")
+
+
+@pytest.fixture(scope="session")
+def server(forge: Forge, pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests, page and API, without a checkpoint of its own."""
+    server = Server(forge, tmp_path_factory.mktemp("forge"))
+    tiny.control_lora(server.models / "ControlNet" / "edges.safetensors", pipe.unet)
+    with server as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def lora(server: Server, pipe: Any) -> str:
+    """The name of a LoRA among the server's models."""
+    tiny.lora(server.models / "Lora" / "style.safetensors", pipe.unet, pipe.text_encoder)
+    server.post("/sdapi/v1/refresh-loras", {})
+    return "style"
+
+
+@pytest.fixture(scope="session")
+def picture() -> str:
+    """In base64, as the API takes it."""
+    file = BytesIO()
+    Image.effect_noise((128, 128), 60).convert("RGB").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="session")
+def control(server: Server, picture: str) -> dict[str, Any]:
+    """A unit of Forge's ControlNet, with a Control-LoRA of the miniature's shape."""
+    models = server.get("/controlnet/model_list")["model_list"]
+    (name,) = [model for model in models if model.startswith("edges")]
+    return {"enabled": True, "module": "None", "model": name, "weight": 0.7, "image": picture}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -77,6 +77,7 @@ class Server:
     def __enter__(self) -> Server:
         command = [self.forge.python, "launch.py", "--skip-torch-cuda-test", "--always-cpu"]
         command += ["--skip-prepare-environment", "--no-hashing", "--api", "--port", str(self.port)]
+        command += ["--clip-in-fp32"]  # by default the text encoder has half precision
         command += ["--server-name", "127.0.0.1", "--data-dir", str(self.base)]
         command += [] if self.page else ["--nowebui"]
         self.file = self.base / "server.log"

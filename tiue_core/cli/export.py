@@ -36,8 +36,8 @@ def register(app: typer.Typer) -> None:
 
 def export(
     student: Annotated[str, typer.Argument(help="Name, folder, .safetensors file or hub id.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The graph.")],
-    to: Annotated[str, typer.Option(metavar="onnx|pt2")] = "onnx",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file.")],
+    to: Annotated[str, typer.Option(metavar="onnx|pt2|checkpoint")] = "onnx",
     decoders: Annotated[str, typer.Option(metavar="exact|fast")] = "exact",
     steps: Steps = None,
     width: Side = None,
@@ -46,7 +46,7 @@ def export(
         bool, typer.Option("--dynamic-size", help="Let the graph take other sizes as well.")
     ] = False,
     dtype: Annotated[
-        str, typer.Option(help="float32 or float16, what the graph computes in.")
+        str, typer.Option(help="float32 or float16: what the graph computes in, or is stored as.")
     ] = "float32",
     lora: Annotated[
         list[str] | None,
@@ -60,20 +60,30 @@ def export(
     accept_license: AcceptLicense = False,
     json: Json = False,
 ) -> None:
-    """Write a student as one graph that runs without PyTorch, in a browser too.
+    """Write a student as one graph that runs without PyTorch, in a browser too; or as one
+    checkpoint that ComfyUI and the Stable Diffusion WebUI family load themselves.
 
-    Example: tiue export stickers --to onnx --out stickers.onnx
+    Examples: tiue export stickers --to onnx --out stickers.onnx
+
+    tiue export my-student --to checkpoint --dtype float16 --out my-student.safetensors
     """
     started = time.monotonic()
     for name, value, choices in (
-        ("--to", to, ("onnx", "pt2")),
+        ("--to", to, ("onnx", "pt2", "checkpoint")),
         ("--decoders", decoders, DECODERS),
         ("--dtype", dtype, ("float32", "float16")),
     ):
         if value not in choices:
             raise typer.BadParameter(f"{value}: give {' or '.join(choices)}", param_hint=name)
-    if out.suffix != f".{to}":
-        raise typer.BadParameter(f"{out}: let it end in .{to}", param_hint="--out")
+    suffix = ".safetensors" if to == "checkpoint" else f".{to}"
+    if out.suffix != suffix:
+        raise typer.BadParameter(f"{out}: let it end in {suffix}", param_hint="--out")
+    if to == "checkpoint":
+        _only_for_graphs(
+            **{"--decoders": decoders != "exact", "--steps": steps, "--width": width},
+            **{"--height": height, "--dynamic-size": dynamic_size},
+            **{"--draft": draft, "--parts": parts},
+        )
     files = make(
         student,
         out,
@@ -119,6 +129,8 @@ def make(
 
     loras = [Lora.parse(text) for text in lora]
     source = find(student, accept_license=ask_license(accept_license))
+    if options.get("to") == "checkpoint":
+        return [_checkpoint(source, out, dtype, base, loras)]
     from ..export import write
 
     quiet_libraries()
@@ -137,6 +149,24 @@ def make(
             return write.export(pipe, out, record=record, advance=advance, **options)
         except ValueError as error:  # the pipeline's are one line each
             raise TiueError(str(error)) from error
+
+
+def _only_for_graphs(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise typer.BadParameter("a checkpoint has weights only: leave it out", param_hint=name)
+
+
+def _checkpoint(source: Any, out: Path, dtype: str, base: str | None, loras: list[Any]) -> Path:
+    """Every weight as it is in the pipeline, LoRAs fused; how it was made in the header."""
+    import torch
+
+    from ..students.checkpoint import Parts, write
+
+    quiet_libraries()
+    pipe = _load(source, "float32", base, loras)
+    parts = Parts.of_pipeline(pipe, source.name.rpartition("/")[2])
+    return write(parts, out, getattr(torch, dtype))
 
 
 def _load(source: Any, dtype: str, base: str | None, loras: list[Any]) -> Any:

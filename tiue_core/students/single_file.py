@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import TiueError
 from ..io.files import read_header
 from . import hub
+from .checkpoint import read_made
 from .folder import check_folder, dtype_argument
 from .registry import REGISTRY
 from .resolve import find
@@ -65,7 +66,7 @@ def read_single_file(
 
 
 def _read_whole(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     parts = StableDiffusionPipeline.from_single_file(
         str(path),
@@ -74,7 +75,12 @@ def _read_whole(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:
         safety_checker=None,
         **dtype_argument(dtype),
     ).components
-    return {name: parts[name] for name in WHOLE}
+    made = read_made(path)
+    if made is None:
+        return {name: parts[name] for name in WHOLE}
+    scheduler = DDIMScheduler.from_config(made.scheduler)
+    own = {"scheduler": scheduler, "steps": made.steps, "timesteps": made.timesteps}
+    return {name: parts[name] for name in WHOLE} | own
 
 
 def _read_unet(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""The WebUI extension without a WebUI: imports, refusals, and what install.py says."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tiue_core.errors import TiueError
+from tiue_core.students.checkpoint import Made
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [ROOT / "scripts" / "tiue.py", *sorted((ROOT / "webui").glob("*.py"))]
+FORBIDDEN = {"eval", "exec", "compile", "__import__"}
+NETWORK = {"requests", "urllib", "http", "socket", "subprocess", "pip"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_what_the_extension_may_not_do(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN, f"{path}: {node.func.id}()"
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        roots = {name.split(".")[0] for name in names}
+        assert not roots & NETWORK, f"{path}: {roots & NETWORK}"
+        assert not roots & {"comfy", "nodes"}, f"{path} is of Forge, not of ComfyUI"
+
+
+class Img2Img:
+    pass
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``webui/plan.py`` with the one class that it asks of Forge."""
+    processing = ModuleType("modules.processing")
+    processing.StableDiffusionProcessingImg2Img = Img2Img  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    monkeypatch.setitem(sys.modules, "modules.processing", processing)
+    spec = importlib.util.spec_from_file_location("plan_alone", ROOT / "webui" / "plan.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "plan_alone", module)  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+def model(kind: str = "sd1", prediction: str = "epsilon", **changes: Any) -> Any:
+    kinds = {f"is_{each}": each == kind for each in ("sd1", "sd2", "sdxl", "sd3")}
+    predictor = SimpleNamespace(prediction_type=prediction)
+    unet = SimpleNamespace(model=SimpleNamespace(predictor=predictor))
+    info = SimpleNamespace(metadata={}, name_for_extra="somebody's")
+    objects = SimpleNamespace(unet=unet)
+    return SimpleNamespace(
+        **{**kinds, "is_inpaint": False, "sd_checkpoint_info": info, "forge_objects": objects},
+        **changes,
+    )
+
+
+def job(sd_model: Any = None, **changes: Any) -> Any:
+    defaults = {"sampler_name": "TiUE One Pass", "enable_hr": False, "hr_sampler_name": None}
+    return SimpleNamespace(sd_model=sd_model or model(), **{**defaults, **changes})
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
+def test_other_models_are_refused(plan: Any, kind: str) -> None:
+    with pytest.raises(TiueError, match="choose a checkpoint of a student of Stable Diffusion"):
+        plan.Plan.make(job(model(kind)))
+
+
+def test_an_inpainting_model_is_refused(plan: Any) -> None:
+    painter = model()
+    painter.is_inpaint = True
+    with pytest.raises(TiueError, match="for inpainting"):
+        plan.Plan.make(job(painter))
+
+
+def test_a_files_own_k_and_timesteps_count(plan: Any) -> None:
+    one = model()
+    made = {**vars(Made.stable_diffusion("one")), "format": 1, "steps": 1, "timesteps": [999]}
+    one.sd_checkpoint_info.metadata = {"tiue": made}  # as Forge hands it on: parsed
+    made = plan.Plan.make(job(one))
+    assert made.schedule.timesteps.tolist() == [999] and made.decoders == 1
+    assert plan.Plan.make(job(one), 4).schedule.timesteps.tolist() == [751, 501, 251, 1]
+
+
+def test_where_a_file_does_not_say_forges_prediction_counts(plan: Any) -> None:
+    velocity = plan.Plan.make(job(model("sd2", "v_prediction"))).schedule
+    assert velocity.prediction_type == "v_prediction"
+    fast = plan.Plan.make(job(), 0, "fast")
+    assert len(fast.schedule) == 3 and fast.decoders == 4
+
+
+def test_an_entry_of_another_version_is_refused(plan: Any) -> None:
+    odd = model()
+    odd.sd_checkpoint_info.metadata = {"tiue": {"format": 99}}
+    with pytest.raises(TiueError, match="written by another version"):
+        plan.Plan.make(job(odd))
+
+
+def test_a_webui_without_forges_backend_gets_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AUTOMATIC1111's original has no ``backend``: the accordion says so, nothing else happens."""
+    said: list[str] = []
+
+    class Block:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    gradio, modules, scripts = (ModuleType(name) for name in ("gradio", "modules", "scripts"))
+    gradio.Accordion, gradio.Markdown = Block, said.append  # type: ignore[attr-defined]
+    scripts.Script, scripts.AlwaysVisible = object, object()  # type: ignore[attr-defined]
+    modules.scripts = scripts  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    spec = importlib.util.spec_from_file_location("tiue_script", ROOT / "scripts" / "tiue.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "needs a WebUI with Forge's backend" in capsys.readouterr().out
+    script = module.TiUE()
+    assert script.ui(False) == [] and "this one has none" in said[0]
+    script.before_process(SimpleNamespace())
+    script.process(SimpleNamespace())
+
+
+# --- install.py ----------------------------------------------------------------------------
+
+
+def installed(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(parents=True)
+    for name in ("install.py", "requirements.txt"):
+        (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-S", str(folder / "install.py")]  # -S: no package is in sight
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("backend", [True, False])
+def test_install_in_a_webui_asks_for_nothing(tmp_path: Path, backend: bool) -> None:
+    """Whose pins are its own: diffusers is not even looked for, and the launcher sees a 0."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "launch_utils.py").touch()
+    if backend:
+        (tmp_path / "backend").mkdir()
+    result = installed(tmp_path / "extensions" / "tiue", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0 and result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+    assert ("TiUE One Pass" if backend else "needs a WebUI with Forge's backend") in result.stdout
+    assert not (tmp_path / "models").exists()
+
+
+def test_install_elsewhere_says_what_it_is(tmp_path: Path) -> None:
+    result = installed(tmp_path / "somewhere" / "tiue")
+    assert result.returncode == 1 and "diffusers is missing" in result.stdout
+    assert "neither ComfyUI's nor a WebUI's" in result.stdout
+    assert not (tmp_path / "models").exists()
