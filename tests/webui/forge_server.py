@@ -78,6 +78,8 @@ class Server:
         command = [self.forge.python, "launch.py", "--skip-torch-cuda-test", "--always-cpu"]
         command += ["--skip-prepare-environment", "--no-hashing", "--api", "--port", str(self.port)]
         command += ["--clip-in-fp32"]  # by default the text encoder has half precision
+        # Gradio serves the page of a data folder elsewhere without the scripts of the WebUI itself.
+        command += ["--gradio-allowed-path", str(self.forge.path)]
         command += ["--server-name", "127.0.0.1", "--data-dir", str(self.base)]
         command += [] if self.page else ["--nowebui"]
         self.file = self.base / "server.log"
