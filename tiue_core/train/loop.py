@@ -86,7 +86,11 @@ def generator_for(recipe: Recipe, step: int, process: int = 0) -> torch.Generato
 
 
 def adam(
-    recipe: Recipe, parameters: Iterable[nn.Parameter], learning_rate: float | None = None
+    recipe: Recipe,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float | None = None,
+    *,
+    fused: bool | None = None,
 ) -> torch.optim.Optimizer:
     """The recipe's AdamW over what learns; without weight decay it is the authors' Adam."""
     if recipe.optimizer == "adamw8bit":
@@ -105,6 +109,7 @@ def adam(
         learning_rate or recipe.learning_rate,
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,
+        fused=fused,
     )
 
 

@@ -81,7 +81,13 @@ class AutoencoderRecipe(Recipe):
         description="noise on the latents, in units of their deviation: a decoder that "
         "has seen it paints calmly from latents that a UNet made",
     )
-    init: Path | None = None
+    edges: float = Field(0.0, ge=0, description="weight of the L1 between neighbours' differences")
+    adversarial: float = Field(0.0, ge=0, description="weight of the critic of patches")
+    likeness: float = Field(1.0, ge=0, description="weight of the L1 in what that critic sees")
+    critic_learning_rate: float = 1e-3
+    init: str | None = Field(
+        None, description="an autoencoder to go on from, as wide or narrower; `stickers` is shipped"
+    )
 
 
 class JudgeRecipe(Recipe):
@@ -98,12 +104,16 @@ class TeacherRecipe(Recipe):
 
     task: Literal["teacher"]
     world: WorldConfig = WorldConfig()
-    autoencoder: Path
+    autoencoder: str = Field(description="a diffusers folder, or `stickers` for the shipped one")
+    init: str | None = Field(None, description="a teacher whose weights this one goes on from")
     unet: dict[str, Any]
     text_encoder: dict[str, Any]
     max_tokens: int = 32
     vocabulary: int = 512
-    pool: int = Field(40000, gt=0, description="scenes encoded once")
+    pool: int = Field(6000, gt=0, description="scenes that batches are drawn from")
+    fresh: int = Field(
+        8, ge=0, description="scenes of the pool that every update replaces by new ones"
+    )
     drop_prompt: float = Field(0.1, ge=0, le=1)
     min_snr_gamma: float | None = Field(
         5.0, description="weight min(SNR, gamma) / SNR on the noise error; null = plain"

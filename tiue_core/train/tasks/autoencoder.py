@@ -12,14 +12,25 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
+from ... import stickers
 from ...stickers.render import render_pool, to_unit
 from ...stickers.world import World
 from ...students.models import load_model
+from ..critic import fool, tell_apart
 from ..grids import grid
-from ..loop import Task, adam, descend
+from ..halves import Halves
+from ..loop import Task, adam, gather, settle
+from ..patches import PatchCritic, apart, edges
 from ..recipe import AutoencoderRecipe
+from ..widen import widened
 
 logger = logging.getLogger("tiue.train")
+
+
+def load_autoencoder(name: str) -> AutoencoderKL:
+    """The autoencoder of a folder, or the shipped one for ``stickers``."""
+    shipped = Path(stickers.__file__).parent / "student" / "vae"
+    return load_model(AutoencoderKL, shipped if name == "stickers" else Path(name))
 
 
 class AutoencoderTask(Task):
@@ -30,35 +41,60 @@ class AutoencoderTask(Task):
     def __init__(self, recipe: AutoencoderRecipe):
         self.recipe = recipe
         self.world = World(**recipe.world.model_dump())
-        self.vae: AutoencoderKL
+        self.vae = AutoencoderKL(**recipe.model)
         if recipe.init:
-            self.vae = load_model(AutoencoderKL, recipe.init)
-        else:
-            self.vae = AutoencoderKL(**recipe.model)
+            known = load_autoencoder(recipe.init)
+            self.vae.load_state_dict(widened(known.state_dict(), self.vae.state_dict()))
+            self.vae.register_to_config(scaling_factor=known.config.scaling_factor)
         if recipe.freeze_encoder:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
         self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
         learned = [p for p in self.vae.parameters() if p.requires_grad]
         self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": adam(recipe, learned)}
+        if recipe.adversarial:
+            self.modules = {**self.modules, "critic": PatchCritic()}
+            learned = list(self.modules["critic"].parameters())
+            self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
         self.pool = render_pool(self.world, recipe.pool, recipe.seed)
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.vae.to(accelerator.device)
+        for module in self.modules.values():
+            module.to(accelerator.device)
+        half = accelerator.mixed_precision == "bf16"
+        self.halves = Halves(self.modules, torch.bfloat16 if half else torch.float32)
+        self.known: dict[tuple[int, bool], torch.Tensor] = {}
 
     def _forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        mean, log_variance = self.vae.quant_conv(self.vae.encoder(images)).chunk(2, dim=1)
+        vae = self.halves["vae"]
+        mean, log_variance = self._moments(images).chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
         extra = self.recipe.latent_noise / self.vae.config.scaling_factor
-        latents = mean + (torch.exp(0.5 * log_variance) + extra) * noise
-        return self.vae.decoder(self.vae.post_quant_conv(latents)), mean, log_variance
+        latents = mean + ((torch.exp(0.5 * log_variance) + extra) * noise).to(mean.dtype)
+        return vae.decoder(vae.post_quant_conv(latents)), mean, log_variance
+
+    def _moments(self, images: torch.Tensor) -> torch.Tensor:
+        """What the encoder says of a batch; a frozen one says it of a whole scene once."""
+        vae = self.halves["vae"]
+        if not self.recipe.freeze_encoder:
+            return vae.quant_conv(vae.encoder(images))
+        with torch.no_grad():
+            new = [i for i, key in enumerate(self.drawn) if key not in self.known]
+            if new:
+                found = vae.quant_conv(vae.encoder(images[new]))
+                self.known.update(zip((self.drawn[i] for i in new), found, strict=True))
+            moments = torch.stack([self.known[key] for key in self.drawn])
+        if self.recipe.crop < self.pool.shape[-1]:
+            self.known.clear()
+        return moments
 
     def _batch(self, generator: torch.Generator) -> torch.Tensor:
         size, side = self.recipe.crop, self.pool.shape[-1]
         rows = torch.randint(len(self.pool), (self.recipe.batch_size,), generator=generator)
         corners = torch.randint(side - size + 1, (len(rows), 2), generator=generator)
         mirror = torch.rand(len(rows), generator=generator) < 0.5
+        self.drawn = list(zip(rows.tolist(), mirror.tolist(), strict=True))
         crops = [
             self.pool[row, :, y : y + size, x : x + size].flip(-1 if flip else ())
             for row, (y, x), flip in zip(
@@ -81,15 +117,43 @@ class AutoencoderTask(Task):
         warm = step < recipe.deterministic
         if warm:
             noise.zero_()
-        with self.accelerator.autocast():
-            decoded, mean, log_variance = self._forward(images, noise)
-        error = decoded.float() - images
+        self.halves.refresh()
+        decoded, mean, log_variance = self._forward(images.to(self.halves["vae"].dtype), noise)
+        decoded = decoded.float()
+        error = decoded - images
         mse = error.square().mean()
         kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
         loss = error.abs().mean() + recipe.mse * mse + (0.0 if warm else recipe.kl) * kl
-        norm = descend(self.accelerator, self.optimizers["vae"], loss, recipe.grad_clip)
+        if recipe.edges:
+            loss = loss + recipe.edges * edges(decoded, images)
+        logs = {}
+        if recipe.adversarial:
+            fooled, logs = self._criticism(decoded, images)
+            loss = loss + fooled
+        gather(self.accelerator, loss)
+        self.halves.gather()
+        logs["grad_norm"] = settle(self.accelerator, self.optimizers["vae"], recipe.grad_clip)
+        if recipe.adversarial:
+            settle(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
         psnr = -10 * torch.log10(mse.detach() / 4)
-        return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), "grad_norm": norm}
+        return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), **logs}
+
+    def _criticism(
+        self, decoded: torch.Tensor, images: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The decoder's loss from the critic; the critic's own goes back at once."""
+        critic = self.halves["critic"]
+        fake, real = (side.to(self.halves["vae"].dtype) for side in (decoded, images))
+        told = tell_apart(critic(real)[-1:], critic(fake.detach())[-1:])
+        gather(self.accelerator, told)
+        critic.requires_grad_(False)  # the decoder's loss must not move it
+        seen = critic(fake)
+        with torch.no_grad():
+            wanted = critic(real)
+        fooled = self.recipe.adversarial * fool(seen[-1:])
+        likeness = self.recipe.likeness * apart(seen, wanted)
+        critic.requires_grad_(True)
+        return fooled + likeness, {"critic": told.detach(), "likeness": likeness.detach()}
 
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
         vae = modules["vae"]

@@ -11,23 +11,24 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...core.forward_process import Noising, guided_ddim
+from ...errors import TiueError
 from ...pipelines.base import TiuePipeline
 from ...pipelines.text import tokenize
 from ...pipelines.vae import decode, encode_mean
-from ...stickers.render import render_pool, to_unit
+from ...stickers.render import render, to_unit
 from ...stickers.words import make_tokenizer
-from ...stickers.world import World
-from ...students.models import load_model
+from ...stickers.world import Scene, World
 from ..grids import grid
-from ..loop import Task, adam, descend
+from ..halves import Halves
+from ..loop import Task, adam, gather, settle
 from ..recipe import TeacherRecipe
+from .autoencoder import load_autoencoder
 
 logger = logging.getLogger("tiue.train")
 
@@ -45,6 +46,9 @@ SCHEDULER = {
 }
 
 
+ENCODED = 64  #: scenes at once
+
+
 class TeacherTask(Task):
     """Noise prediction, prompts dropped now and then so that guidance works."""
 
@@ -53,7 +57,7 @@ class TeacherTask(Task):
     def __init__(self, recipe: TeacherRecipe):
         self.recipe = recipe
         self.world = World(**recipe.world.model_dump())
-        self.vae = load_model(AutoencoderKL, recipe.autoencoder)
+        self.vae = load_autoencoder(recipe.autoencoder)
         self.vae.eval().requires_grad_(False)
         self.tokenizer = make_tokenizer(
             World(kinds=10_000, backgrounds=10).corpus(),
@@ -71,16 +75,31 @@ class TeacherTask(Task):
             )
         )
         self.unet = UNet2DConditionModel(**recipe.unet)
+        if recipe.init:
+            self._go_on_from(recipe.init)
         self.modules: Mapping[str, nn.Module] = {
             "unet": self.unet,
             "text_encoder": self.text_encoder,
         }
         learned = [p for module in self.modules.values() for p in module.parameters()]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(recipe, learned)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "teacher": adam(recipe, learned, fused=True)
+        }
         self.scheduler = DDIMScheduler(**SCHEDULER)
-        self.captions = [s.caption for s in self.world.scenes(recipe.pool, recipe.seed)]
-        self.tokens = tokenize(self.tokenizer, self.captions).input_ids
         self.empty = tokenize(self.tokenizer, [""]).input_ids
+
+    def _go_on_from(self, name: str) -> None:
+        """The weights of a teacher with the same words and the same latents."""
+        teacher = TiuePipeline.from_pretrained(name)
+        if teacher.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise TiueError(f"{name} knows other words than this world: leave out `init`.")
+        try:
+            self.unet.load_state_dict(teacher.unet.state_dict())
+            self.text_encoder.load_state_dict(teacher.text_encoder.state_dict())
+        except RuntimeError:
+            raise TiueError(
+                f"{name} is built otherwise than this recipe says: leave out `init`."
+            ) from None
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -88,29 +107,52 @@ class TeacherTask(Task):
         for module in (self.vae, *self.modules.values()):
             module.to(device)
         self.noising = Noising.from_scheduler(self.scheduler).to(device)
-        self.latents = self._latents()
+        half = accelerator.mixed_precision == "bf16"
+        running = {**self.modules, "vae": self.vae}
+        self.halves = Halves(running, torch.bfloat16 if half else torch.float32)
+        self.step: int | None = None
 
     @torch.no_grad()
-    def _latents(self) -> torch.Tensor:
-        """The pool as latents of unit variance (N, C, h, w); encoded once, then read."""
-        file = self.recipe.out / "latents.safetensors"
-        if file.is_file():
-            return load_file(file)["latents"].float()
-        logger.info("encoding %d scenes", self.recipe.pool)
-        pixels = render_pool(self.world, self.recipe.pool, self.recipe.seed)
-        with self.accelerator.autocast():
-            latents = torch.cat(
-                [
-                    encode_mean(self.vae, to_unit(batch).to(self.accelerator.device))
-                    for batch in pixels.split(64)
-                ]
-            )
-        latents = latents.float().cpu().contiguous()
-        save_file({"latents": latents.half()}, file)
-        return latents
+    def _encode(self, scenes: list[Scene]) -> torch.Tensor:
+        """Scenes as latents of unit variance (N, C, h, w)."""
+        half, device = self.halves["vae"], self.accelerator.device
+        found = []
+        for first in range(0, len(scenes), ENCODED):
+            pixels = render(scenes[first : first + ENCODED]).to(device)
+            found.append(encode_mean(half, to_unit(pixels)).float())
+        return torch.cat(found)
+
+    def _renew(self, step: int) -> None:
+        """The pool as it is at an update: every one puts ``fresh`` new scenes in its oldest places.
+
+        What update n draws depends on n alone, so a run that resumes fills the pool it left.
+        """
+        recipe = self.recipe
+        if self.step is None:
+            logger.info("drawing and encoding %d scenes", recipe.pool)
+            scenes = self.world.scenes(recipe.pool, recipe.seed)
+            for past in range(max(0, step - recipe.pool // max(recipe.fresh, 1)), step):
+                for row, scene in self._fresh(past):
+                    scenes[row] = scene
+            self.latents = self._encode(scenes)
+            self.tokens = tokenize(self.tokenizer, [scene.caption for scene in scenes]).input_ids
+        elif recipe.fresh:
+            rows, drawn = zip(*self._fresh(step - 1), strict=True)
+            self.latents[list(rows)] = self._encode(list(drawn))
+            captions = [scene.caption for scene in drawn]
+            self.tokens[list(rows)] = tokenize(self.tokenizer, captions).input_ids
+        self.step = step
+
+    def _fresh(self, step: int) -> list[tuple[int, Scene]]:
+        """The new scenes of an update, and their places in the pool."""
+        recipe = self.recipe
+        scenes = self.world.scenes(recipe.fresh, recipe.seed * 1_000_003 + 1_000 + step)
+        first = step * recipe.fresh
+        return [((first + i) % recipe.pool, scene) for i, scene in enumerate(scenes)]
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         recipe, device = self.recipe, self.accelerator.device
+        self._renew(step)
         rows = torch.randint(len(self.latents), (recipe.batch_size,), generator=generator)
         clean = self.latents[rows].to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -118,15 +160,18 @@ class TeacherTask(Task):
         dropped = torch.rand(len(rows), 1, generator=generator) < recipe.drop_prompt
         tokens = torch.where(dropped, self.empty, self.tokens[rows]).to(device)
         noisy = self.noising.add(clean, noise, timesteps)
-        with self.accelerator.autocast():
-            prompt_embeds = self.text_encoder(tokens)[0]
-            predicted = self.unet(noisy, timesteps, prompt_embeds).sample
+        self.halves.refresh()
+        prompt_embeds = self.halves["text_encoder"](tokens)[0]
+        unet = self.halves["unet"]
+        predicted = unet(noisy.to(unet.dtype), timesteps, prompt_embeds).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         snr = self.noising.snr(timesteps)
         gamma = recipe.min_snr_gamma
         weight = snr.clamp(max=gamma) / snr if gamma else torch.ones_like(snr)
         loss = (weight * error).mean()
-        norm = descend(self.accelerator, self.optimizers["teacher"], loss, recipe.grad_clip)
+        gather(self.accelerator, loss)
+        self.halves.gather()
+        norm = settle(self.accelerator, self.optimizers["teacher"], recipe.grad_clip)
         return {"loss": loss.detach(), "mse": error.detach().mean(), "grad_norm": norm}
 
     @torch.no_grad()
@@ -137,7 +182,8 @@ class TeacherTask(Task):
         captions = [scene.caption for scene in scenes]
         asked = tokenize(self.tokenizer, captions).input_ids
         tokens = torch.cat([self.empty.expand(32, -1), asked])
-        shape = (32, *self.latents.shape[1:])
+        size = self.unet.config.sample_size
+        shape = (32, self.unet.config.in_channels, size, size)
         with self.accelerator.autocast():
             prompt_embeds = modules["text_encoder"](tokens.to(device))[0]
             latents = guided_ddim(

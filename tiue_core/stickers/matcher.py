@@ -1,0 +1,154 @@
+"""A judge that learned nothing: it lays the drawn glyphs over a picture and sees which one fits.
+
+    ground      the median colour of the picture's rim
+    foreground  picture - ground, cut to the box of what differs, brought to SIDE x SIDE
+    template    a glyph drawn on that background's colour, mirrored or not, tilted, treated alike
+    fit         Pearson's correlation of the two over all pixels and colours
+    kind        that of the template with the highest fit
+    edges       energy of the foreground's gradient over the gradient of the best glyph asked for
+
+A blurred picture keeps its kind for a classifier that learned to see through blur; here it loses
+fit and edges with every pixel that it smears. Of two things each half is matched alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .render import render, to_unit
+from .world import BACKGROUNDS, KINDS, SIZE, Scene, Thing, World
+
+SIDE = 48  #: of a matched box, pixels
+TILTS = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)  #: degrees; a scene's are between the outer ones
+DIFFERS = 0.12  #: from the ground, in [-1, 1], at least so much, to be foreground
+RIM = 3  #: pixels at the border that show the ground
+GAP = range(48, 81)  #: columns between which two things part
+
+
+@dataclass(frozen=True)
+class Match:
+    """What the ruler says of pictures, (N,) each: ``right`` of those asked for, fit and edges."""
+
+    right: Tensor
+    fit: Tensor
+    edges: Tensor
+
+    def means(self) -> dict[str, float]:
+        return {
+            "matcher_right": float(self.right.float().mean()),
+            "fit": float(self.fit.mean()),
+            "edges": float(self.edges.mean()),
+        }
+
+
+def match(world: World, images: Tensor, scenes: list[Scene]) -> Match:
+    """Pictures (N, 3, SIZE, SIZE) in [-1, 1] against what their scenes ask for."""
+    rows = [_one(world, image, scene) for image, scene in zip(images, scenes, strict=True)]
+    right, fit, edges = zip(*rows, strict=True)
+    return Match(torch.tensor(right), torch.tensor(fit), torch.tensor(edges))
+
+
+def _one(world: World, image: Tensor, scene: Scene) -> tuple[bool, float, float]:
+    asked = [thing.kind for thing in scene.things]
+    difference = image.float() - _ground(image)[:, None, None]
+    parts = [difference] if len(asked) == 1 else _halves(difference)
+    templates = _templates(world, _nearest(_ground(image)))
+    fits = torch.stack([_fits(part, templates) for part in parts])  # (parts, templates)
+    names = world.kind_names
+    best = torch.stack([fits[:, templates.kinds == k].amax(1) for k in range(len(names))], 1)
+    found = [names[int(row.argmax())] for row in best]
+    wanted = [names.index(kind) for kind in asked]
+    fit = min(float(best[part, kind]) for part, kind in enumerate(wanted))
+    energies = []
+    for part, kind in zip(range(len(parts)), wanted, strict=True):
+        own = torch.where(templates.kinds == kind, fits[part], fits.new_tensor(-2.0)).argmax()
+        energies.append(float(_energy(_box(parts[part])) / _energy(templates.boxes[own])))
+    return sorted(found) == sorted(asked), fit, sum(energies) / len(energies)
+
+
+def _ground(image: Tensor) -> Tensor:
+    """The median colour of the rim (3,)."""
+    rim = torch.cat(
+        [
+            image[:, :RIM].flatten(1),
+            image[:, -RIM:].flatten(1),
+            image[:, :, :RIM].flatten(1),
+            image[:, :, -RIM:].flatten(1),
+        ],
+        dim=1,
+    )
+    return rim.float().median(1).values
+
+
+def _nearest(ground: Tensor) -> str:
+    """The background whose colour is nearest."""
+    colours = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
+    return list(BACKGROUNDS)[int((colours - ground.cpu()).square().sum(1).argmin())]
+
+
+def _halves(difference: Tensor) -> list[Tensor]:
+    """Two things part at the emptiest column near the middle; the rest of each half is ground."""
+    ink = difference.abs().amax(0).sum(0)
+    column = min(GAP, key=lambda c: (float(ink[c]), abs(c - SIZE // 2)))
+    left, right = difference.clone(), difference.clone()
+    left[:, :, column:], right[:, :, :column] = 0, 0
+    return [left, right]
+
+
+def _box(difference: Tensor) -> Tensor:
+    """The foreground (3, SIDE, SIDE) of a picture minus its ground; all where none differs."""
+    mask = (difference.abs().amax(0) > DIFFERS).float()
+    mask = F.avg_pool2d(mask[None, None], 3, 1, 1)[0, 0] > 0.5  # lone pixels are no foreground
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    if len(rows):
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        difference = difference[:, top:bottom, left:right]
+    return F.interpolate(
+        difference[None], (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+    )[0]
+
+
+def _energy(box: Tensor) -> Tensor:
+    return box.diff(dim=-1).square().mean() + box.diff(dim=-2).square().mean()
+
+
+def _normal(boxes: Tensor) -> Tensor:
+    """(N, 3, SIDE, SIDE) -> (N, D) of mean 0 and length 1."""
+    flat = boxes.flatten(1)
+    return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+
+
+@dataclass(frozen=True)
+class _Templates:
+    boxes: Tensor
+    normal: Tensor
+    kinds: Tensor
+
+
+def _fits(difference: Tensor, templates: _Templates) -> Tensor:
+    return templates.normal @ _normal(_box(difference)[None])[0]
+
+
+@lru_cache(maxsize=16)
+def _templates(world: World, background: str) -> _Templates:
+    """Every glyph of the world, mirrored and tilted, on a background's mean colour."""
+    boxes, kinds = [], []
+    colour = BACKGROUNDS[background]
+    ground = torch.tensor(colour)[:, None, None] / 127.5 - 1
+    for index, kind in enumerate(world.kind_names):
+        for glyph in KINDS[kind]:
+            for mirror in (False, True):
+                for tilt in TILTS:
+                    thing = Thing(kind, glyph, SIZE / 2, SIZE / 2, 88, tilt, mirror)
+                    scene = Scene((thing,), background, colour, "")
+                    drawn = to_unit(render([scene]))[0]
+                    boxes.append(_box(drawn - ground))
+                    kinds.append(index)
+    stacked = torch.stack(boxes)
+    return _Templates(stacked, _normal(stacked), torch.tensor(kinds))
