@@ -81,6 +81,12 @@ class AutoencoderRecipe(Recipe):
         description="noise on the latents, in units of their deviation: a decoder that "
         "has seen it paints calmly from latents that a UNet made",
     )
+    smudge: str | None = Field(
+        None,
+        description="a teacher through whose guesses half of every batch is decoded, so that the "
+        "decoder learns what is meant by a soft latent",
+    )
+    smudge_range: tuple[int, int] = Field((50, 500), description="noise it guesses from")
     edges: float = Field(0.0, ge=0, description="weight of the L1 between neighbours' differences")
     adversarial: float = Field(0.0, ge=0, description="weight of the critic of patches")
     likeness: float = Field(1.0, ge=0, description="weight of the L1 in what that critic sees")

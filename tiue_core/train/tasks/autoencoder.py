@@ -13,13 +13,17 @@ from PIL import Image
 from torch import nn
 
 from ... import stickers
-from ...stickers.render import render_pool, to_unit
+from ...core.forward_process import Noising
+from ...pipelines.base import TiuePipeline
+from ...pipelines.text import embed, token_ids
+from ...pipelines.vae import scaled, unscaled
+from ...stickers.render import render, render_pool, to_unit
 from ...stickers.world import World
 from ...students.models import load_model
 from ..critic import fool, tell_apart
 from ..grids import grid
-from ..halves import Halves
-from ..loop import Task, adam, gather, settle
+from ..halves import Halves, written_out
+from ..loop import Task, adam, backward, optimizer_step
 from ..patches import PatchCritic, apart, edges
 from ..recipe import AutoencoderRecipe
 from ..widen import widened
@@ -56,7 +60,9 @@ class AutoencoderTask(Task):
             self.modules = {**self.modules, "critic": PatchCritic()}
             learned = list(self.modules["critic"].parameters())
             self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
-        self.pool = render_pool(self.world, recipe.pool, recipe.seed)
+        scenes = self.world.scenes(recipe.pool, recipe.seed)
+        self.pool, self.captions = render(scenes), [scene.caption for scene in scenes]
+        self.teacher = TiuePipeline.from_pretrained(recipe.smudge) if recipe.smudge else None
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -65,14 +71,42 @@ class AutoencoderTask(Task):
         half = accelerator.mixed_precision == "bf16"
         self.halves = Halves(self.modules, torch.bfloat16 if half else torch.float32)
         self.known: dict[tuple[int, bool], torch.Tensor] = {}
+        if self.teacher is not None:
+            self.teacher.to(accelerator.device, self.halves["vae"].dtype)
+            written_out(self.teacher.unet)
+            self.noising = Noising.from_scheduler(self.teacher.scheduler).to(accelerator.device)
 
-    def _forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _forward(
+        self, images: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, ...]:
         vae = self.halves["vae"]
         mean, log_variance = self._moments(images).chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
         extra = self.recipe.latent_noise / self.vae.config.scaling_factor
         latents = mean + ((torch.exp(0.5 * log_variance) + extra) * noise).to(mean.dtype)
+        if self.teacher is not None:
+            latents = self._smudged(latents, generator)
         return vae.decoder(vae.post_quant_conv(latents)), mean, log_variance
+
+    @torch.no_grad()
+    def _smudged(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The first half of a batch as the teacher guesses it from noise: nearly right, and soft.
+
+        That is what a decoder is given in use, and here it is told what was meant.
+        """
+        assert self.teacher is not None
+        count, low, high = len(latents) // 2, *self.recipe.smudge_range
+        timesteps = torch.randint(low, high, (count,), generator=generator).to(latents.device)
+        noise = torch.randn(latents[:count].shape, generator=generator).to(latents.device)
+        tokens = token_ids(self.teacher, [self.captions[row] for row, _ in self.drawn[:count]])
+        z = scaled(self.teacher.vae, latents[:count].float())
+        noisy = self.noising.add(z, noise, timesteps)
+        predicted = self.teacher.unet(
+            noisy.to(latents.dtype), timesteps, embed(self.teacher, tokens)
+        ).sample.float()
+        alpha = self.noising.alpha(timesteps)
+        guess = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+        return torch.cat([unscaled(self.teacher.vae, guess).to(latents.dtype), latents[count:]])
 
     def _moments(self, images: torch.Tensor) -> torch.Tensor:
         """What the encoder says of a batch; a frozen one says it of a whole scene once."""
@@ -118,7 +152,9 @@ class AutoencoderTask(Task):
         if warm:
             noise.zero_()
         self.halves.refresh()
-        decoded, mean, log_variance = self._forward(images.to(self.halves["vae"].dtype), noise)
+        decoded, mean, log_variance = self._forward(
+            images.to(self.halves["vae"].dtype), noise, generator
+        )
         decoded = decoded.float()
         error = decoded - images
         mse = error.square().mean()
@@ -128,32 +164,34 @@ class AutoencoderTask(Task):
             loss = loss + recipe.edges * edges(decoded, images)
         logs = {}
         if recipe.adversarial:
-            fooled, logs = self._criticism(decoded, images)
-            loss = loss + fooled
-        gather(self.accelerator, loss)
+            fooled, likeness, logs = self._criticism(decoded, images)
+            loss = loss + recipe.likeness * likeness
+            loss = loss + recipe.adversarial * _balance(loss, fooled, decoded) * fooled
+        backward(self.accelerator, loss)
         self.halves.gather()
-        logs["grad_norm"] = settle(self.accelerator, self.optimizers["vae"], recipe.grad_clip)
+        logs["grad_norm"] = optimizer_step(
+            self.accelerator, self.optimizers["vae"], recipe.grad_clip
+        )
         if recipe.adversarial:
-            settle(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
+            optimizer_step(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
         psnr = -10 * torch.log10(mse.detach() / 4)
         return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), **logs}
 
     def _criticism(
         self, decoded: torch.Tensor, images: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The decoder's loss from the critic; the critic's own goes back at once."""
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """How well the critic is fooled and what it sees apart; its own loss goes back at once."""
         critic = self.halves["critic"]
         fake, real = (side.to(self.halves["vae"].dtype) for side in (decoded, images))
         told = tell_apart(critic(real)[-1:], critic(fake.detach())[-1:])
-        gather(self.accelerator, told)
+        backward(self.accelerator, told)
         critic.requires_grad_(False)  # the decoder's loss must not move it
         seen = critic(fake)
         with torch.no_grad():
             wanted = critic(real)
-        fooled = self.recipe.adversarial * fool(seen[-1:])
-        likeness = self.recipe.likeness * apart(seen, wanted)
         critic.requires_grad_(True)
-        return fooled + likeness, {"critic": told.detach(), "likeness": likeness.detach()}
+        likeness = apart(seen, wanted)
+        return fool(seen[-1:]), likeness, {"critic": told.detach(), "likeness": likeness.detach()}
 
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
         vae = modules["vae"]
@@ -181,3 +219,11 @@ class AutoencoderTask(Task):
             for batch in images.split(32)
         ]
         return float(torch.cat(means).std())
+
+
+def _balance(loss: torch.Tensor, fooled: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """What makes both pull alike at the picture (VQGAN's weight, arXiv:2012.09841)."""
+    one, other = (
+        torch.autograd.grad(term, decoded, retain_graph=True)[0].norm() for term in (loss, fooled)
+    )
+    return (one / other.clamp(min=1e-8)).clamp(max=1e4)

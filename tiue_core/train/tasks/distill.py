@@ -48,6 +48,7 @@ from ..draws import (
 )
 from ..embeds import Embeds
 from ..grids import grid
+from ..halves import written_out
 from ..loop import Task, adam, backward, optimizer_step
 from ..low_rank import give_adapters, write_adapters
 from ..pairs import Wanted, teacher_pairs
@@ -146,6 +147,9 @@ class DistillTask(Task):
     def prepare(self, accelerator: Accelerator) -> None:
         recipe, self.accelerator = self.recipe, accelerator
         self.pipeline.to(accelerator.device)
+        if accelerator.device.type == "cpu":
+            written_out(self.teacher)
+            written_out(self.modules["student"])
         self.student = self.split(self.modules["student"].to(accelerator.device))
         self.noising = Noising.from_scheduler(self.pipeline.scheduler).to(accelerator.device)
         self.embeds = Embeds(self.pipeline, self.tokens, accelerator, recipe.embeddings)

@@ -26,7 +26,7 @@ from ...stickers.words import make_tokenizer
 from ...stickers.world import Scene, World
 from ..grids import grid
 from ..halves import Halves
-from ..loop import Task, adam, gather, settle
+from ..loop import Task, adam, backward, optimizer_step
 from ..recipe import TeacherRecipe
 from .autoencoder import load_autoencoder
 
@@ -169,9 +169,9 @@ class TeacherTask(Task):
         gamma = recipe.min_snr_gamma
         weight = snr.clamp(max=gamma) / snr if gamma else torch.ones_like(snr)
         loss = (weight * error).mean()
-        gather(self.accelerator, loss)
+        backward(self.accelerator, loss)
         self.halves.gather()
-        norm = settle(self.accelerator, self.optimizers["teacher"], recipe.grad_clip)
+        norm = optimizer_step(self.accelerator, self.optimizers["teacher"], recipe.grad_clip)
         return {"loss": loss.detach(), "mse": error.detach().mean(), "grad_norm": norm}
 
     @torch.no_grad()
