@@ -25,7 +25,8 @@ from .world import BACKGROUNDS, KINDS, SIZE, Scene, Thing, World
 
 SIDE = 48  #: of a matched box, pixels
 TILTS = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)  #: degrees; a scene's are between the outer ones
-DIFFERS = 0.12  #: from the ground, in [-1, 1], at least so much, to be foreground
+DIFFERS = 0.25  #: from the ground, in [-1, 1], at least so much, to be foreground
+INK = 3  #: pixels of a row or column of the box, at least: specks do not widen it
 RIM = 3  #: pixels at the border that show the ground
 GAP = range(48, 81)  #: columns between which two things part
 
@@ -104,8 +105,9 @@ def _box(difference: Tensor) -> Tensor:
     """The foreground (3, SIDE, SIDE) of a picture minus its ground; all where none differs."""
     mask = (difference.abs().amax(0) > DIFFERS).float()
     mask = F.avg_pool2d(mask[None, None], 3, 1, 1)[0, 0] > 0.5  # lone pixels are no foreground
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    if len(rows):
+    mask[:RIM], mask[-RIM:], mask[:, :RIM], mask[:, -RIM:] = False, False, False, False
+    rows, columns = (mask.sum(1) >= INK).nonzero(), (mask.sum(0) >= INK).nonzero()
+    if len(rows) and len(columns):
         top, bottom = int(rows[0]), int(rows[-1]) + 1
         left, right = int(columns[0]), int(columns[-1]) + 1
         difference = difference[:, top:bottom, left:right]
