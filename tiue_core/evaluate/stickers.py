@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from ..core.forward_process import guided_ddim
 from ..core.noise import draw_noise
 from ..pipelines.base import TiuePipeline
-from ..pipelines.vae import decode
+from ..pipelines.vae import decode, encode_mean
 from ..stickers.judge import Judge, labels, right
-from ..stickers.render import render_pool, to_unit
+from ..stickers.matcher import Match, match
+from ..stickers.render import render, render_pool, to_unit
 from ..stickers.world import Scene, World
 from .metrics import frechet_distance, manifold
 
@@ -76,14 +78,24 @@ def paint_all(painter: Painter, scenes: list[Scene]) -> Tensor:
 
 def measure(
     judge: Judge, world: World, painter: Painter, real: Tensor | None, count: int
-) -> dict[str, float]:
-    """Shares of right things and backgrounds on ``count`` fresh prompts; distances to ``real``."""
+) -> dict[str, Any]:
+    """What ``verdict`` says of ``count`` fresh prompts; distances to the features ``real``."""
     scenes = world.scenes(count, PROMPT_SEED)
-    things, background, features = look(judge, paint_all(painter, scenes))
+    return verdict(judge, world, paint_all(painter, scenes), scenes, real)
+
+
+def verdict(
+    judge: Judge, world: World, images: Tensor, scenes: list[Scene], real: Tensor | None = None
+) -> dict[str, Any]:
+    """Both rulers on pictures of ``scenes``: shares that are right, fit and edges; per kind."""
+    things, background, features = look(judge, images)
     hits, grounds = right((things, background), labels(world, scenes))
-    figures = {
+    found = match(world, images, scenes)
+    figures: dict[str, Any] = {
         "things_right": float(hits.float().mean()),
         "background_right": float(grounds.float().mean()),
+        **found.means(),
+        "kinds": by_kind(scenes, found),
     }
     if real is not None:
         figures["fid"] = frechet_distance(real, features)
@@ -91,28 +103,47 @@ def measure(
     return figures
 
 
+def by_kind(scenes: list[Scene], found: Match) -> dict[str, dict[str, float]]:
+    """The matcher's figures of every kind that was asked for alone."""
+    rows: dict[str, list[int]] = {}
+    for index, scene in enumerate(scenes):
+        if len(scene.things) == 1:
+            rows.setdefault(scene.things[0].kind, []).append(index)
+    return {kind: found.of(chosen).means() for kind, chosen in sorted(rows.items())}
+
+
 def best_guidance(
     judge: Judge, world: World, teacher: TiuePipeline, count: int
-) -> tuple[float, dict[float, dict[str, float]]]:
-    """The scale at which the teacher is right most often, and what every scale gave."""
+) -> tuple[float, dict[float, dict[str, Any]]]:
+    """The scale at which both rulers like the teacher best, and what every scale gave."""
     found = {
         scale: measure(judge, world, paint_teacher(teacher, scale), None, count)
         for scale in GUIDANCE
     }
-    return max(found, key=lambda scale: sum(found[scale].values())), found
+    worth = ("things_right", "background_right", "matcher_right", "fit")
+    return max(found, key=lambda scale: sum(found[scale][name] for name in worth)), found
+
+
+def round_trip(vae: Any, images: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] to latents and back."""
+    with torch.no_grad():
+        parts = [decode(vae, encode_mean(vae, batch)).float() for batch in images.split(BATCH)]
+    return torch.cat(parts).clamp(-1, 1)
 
 
 def reconstruction(pipeline: TiuePipeline, world: World, count: int) -> float:
     """Mean PSNR in dB of the autoencoder on fresh scenes, peak-to-peak 2 in [-1, 1]."""
-    pixels = render_pool(world, count, WORLD_SEED)
-    found = []
-    with torch.no_grad():
-        for batch in pixels.split(BATCH):
-            images = to_unit(batch)
-            latents = pipeline.vae.encode(images).latent_dist.mean
-            error = pipeline.vae.decode(latents).sample.clamp(-1, 1) - images
-            found.append(-10 * torch.log10(error.square().mean((1, 2, 3)) / 4))
-    return float(torch.cat(found).mean())
+    images = to_unit(render_pool(world, count, WORLD_SEED))
+    error = (round_trip(pipeline.vae, images) - images).square().mean((1, 2, 3))
+    return float((-10 * torch.log10(error / 4)).mean())
+
+
+def _two(figures: dict[str, Any]) -> dict[str, float]:
+    """A row's entries of pictures with two things."""
+    return {
+        "two_things_right": figures["things_right"],
+        "two_matcher_right": figures["matcher_right"],
+    }
 
 
 def report(
@@ -129,9 +160,10 @@ def report(
     single = World(settings["kinds"], settings["backgrounds"], pairs=0)
     pair = World(settings["kinds"], settings["backgrounds"], pairs=1)
     say("the world and its judge")
-    pixels = to_unit(render_pool(single, count, WORLD_SEED))
+    drawn = single.scenes(count, WORLD_SEED)
+    pixels = to_unit(render(drawn))
     things, background, real = look(judge, pixels)
-    hits, grounds = right((things, background), labels(single, single.scenes(count, WORLD_SEED)))
+    hits, grounds = right((things, background), labels(single, drawn))
     mixed = world.scenes(count, WORLD_SEED + 1)
     mixed_look = look(judge, to_unit(render_pool(world, count, WORLD_SEED + 1)))[:2]
     mixed_hits, mixed_grounds = right(mixed_look, labels(world, mixed))
@@ -146,7 +178,20 @@ def report(
     }
     any_pipeline = teacher or next(iter(students.values()))
     say("the autoencoder")
-    result["autoencoder_psnr"] = reconstruction(any_pipeline, world, min(count, 256))
+    few = min(count, 256)
+    result["autoencoder_psnr"] = reconstruction(any_pipeline, world, few)
+    seen = round_trip(any_pipeline.vae, pixels[:few])
+    result["ceilings"] = {
+        "drawn scenes": verdict(judge, single, pixels[:few], drawn[:few]),
+        "through the autoencoder": verdict(judge, single, seen, drawn[:few], real),
+    }
+    doubles = pair.scenes(min(count, 128), WORLD_SEED)
+    twice = to_unit(render(doubles))
+    for name, images in zip(
+        result["ceilings"], (twice, round_trip(any_pipeline.vae, twice)), strict=True
+    ):
+        two = verdict(judge, pair, images, doubles)
+        result["ceilings"][name].update(_two(two))
     painters: dict[str, Painter] = {}
     if teacher is not None:
         say("the teacher's best guidance")
@@ -158,7 +203,7 @@ def report(
         say(f"{name}: {count} pictures")
         figures = measure(judge, single, painter, real, count)
         two = measure(judge, pair, painter, None, min(count, 128))
-        figures["two_things_right"] = two["things_right"]
+        figures.update(_two(two))
         result["systems"][name] = figures
     return result
 

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+SHARES = {
+    "things_right": "thing",
+    "matcher_right": "thing, matcher",
+    "background_right": "background",
+    "two_things_right": "two things",
+    "two_matcher_right": "two things, matcher",
+}
+PLAIN = ("fit", "edges", "fid", "precision", "recall", "density", "coverage")
+
 
 def table(result: dict) -> str:
-    """The model card's figures as Markdown."""
+    """The model card's figures as Markdown; the ceilings first, without what they cannot have."""
     lines = [
         f"Autoencoder: {result['autoencoder_psnr']:.2f} dB. Judge right on rendered scenes: "
         f"{result['judge']['one_thing']:.1%} (one thing), "
         f"{result['judge']['all_scenes']:.1%} (all scenes).",
         "",
-        "| system | thing | background | two things | FID | precision | recall | density | "
-        "coverage |",
-        "| --- " * 9 + "|",
+        "| " + " | ".join(["system", *SHARES.values(), *PLAIN]).replace("fid", "FID") + " |",
+        "| --- " * (1 + len(SHARES) + len(PLAIN)) + "|",
     ]
-    for name, row in result["systems"].items():
-        shares = (row["things_right"], row["background_right"], row["two_things_right"])
-        cells = [name, *(f"{share:.1%}" for share in shares), f"{row['fid']:.2f}"]
-        cells += [f"{row[key]:.3f}" for key in ("precision", "recall", "density", "coverage")]
+    for name, row in {**result.get("ceilings", {}), **result["systems"]}.items():
+        cells = [name, *(_cell(row, key, ".1%") for key in SHARES)]
+        cells += [_cell(row, key, ".2f" if key == "fid" else ".3f") for key in PLAIN]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def kinds_table(result: dict) -> str:
+    """The matcher's share and fit of every kind, a column a system."""
+    rows = {**result["ceilings"], **result["systems"]}
+    lines = ["| kind | " + " | ".join(rows) + " |", "| --- " * (1 + len(rows)) + "|"]
+    for kind in next(iter(rows.values()))["kinds"]:
+        found = [row["kinds"].get(kind) for row in rows.values()]
+        cells = [f"{f['matcher_right']:.0%} {f['fit']:.2f}" if f else "" for f in found]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict, key: str, form: str) -> str:
+    return format(row[key], form) if key in row else ""

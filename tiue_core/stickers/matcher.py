@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class Match:
     right: Tensor
     fit: Tensor
     edges: Tensor
+
+    def of(self, rows: list[int]) -> Match:
+        """These pictures' alone."""
+        return Match(self.right[rows], self.fit[rows], self.edges[rows])
 
     def means(self) -> dict[str, float]:
         return {
@@ -64,12 +69,17 @@ def _one(world: World, image: Tensor, scene: Scene) -> tuple[bool, float, float]
     best = torch.stack([fits[:, templates.kinds == k].amax(1) for k in range(len(names))], 1)
     found = [names[int(row.argmax())] for row in best]
     wanted = [names.index(kind) for kind in asked]
-    fit = min(float(best[part, kind]) for part, kind in enumerate(wanted))
+    order = max(permutations(wanted), key=lambda kinds: _worst(best, kinds))  # left and right
     energies = []
-    for part, kind in zip(range(len(parts)), wanted, strict=True):
+    for part, kind in enumerate(order):
         own = torch.where(templates.kinds == kind, fits[part], fits.new_tensor(-2.0)).argmax()
         energies.append(float(_energy(_box(parts[part])) / _energy(templates.boxes[own])))
-    return sorted(found) == sorted(asked), fit, sum(energies) / len(energies)
+    return sorted(found) == sorted(asked), _worst(best, order), sum(energies) / len(energies)
+
+
+def _worst(best: Tensor, kinds: tuple[int, ...]) -> float:
+    """The fit of the part that fits least, with one kind a part."""
+    return min(float(best[part, kind]) for part, kind in enumerate(kinds))
 
 
 def _ground(image: Tensor) -> Tensor:
