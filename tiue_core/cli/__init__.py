@@ -22,6 +22,7 @@ COMMANDS = (
     ".export",
     ".distill",
     ".lora",
+    ".stickers",
     ".evaluate",
     ".bench",
 )
