@@ -21,7 +21,10 @@ class Halves:
 
     def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype = torch.bfloat16):
         self._kept = dict(modules)
-        self._run = {name: written_out(copy.deepcopy(m).to(dtype)) for name, m in modules.items()}
+        self._run = {
+            name: written_out(nn.Module.to(copy.deepcopy(module), dtype))  # not diffusers' own
+            for name, module in modules.items()
+        }
         pairs = [
             (kept, run)
             for name in modules

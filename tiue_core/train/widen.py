@@ -34,6 +34,8 @@ def widened(
         if name not in narrow or narrow[name].ndim != target.ndim:
             raise TiueError(f"{name} has no counterpart: only widths may differ.")
         result[name] = _fit(name, narrow[name].float(), target, generator)
+        if ".to_q." in name:  # attention's scale falls by sqrt(r), its inner product grows by r
+            result[name] = result[name] / (len(target) / len(narrow[name])) ** 0.5
     return result
 
 
