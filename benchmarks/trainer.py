@@ -1,4 +1,6 @@
-"""Samples a second of the teacher's update, as it was and as it is: ``python benchmarks/trainer.py``.
+"""Samples a second of the teacher's update, as it was and as it is.
+
+    python benchmarks/trainer.py
 
 The miniature's UNet, one thread, batch 64: autocast with the CPU's fused attention; autocast with
 attention written out; copies in bfloat16 (``train/halves.py``). Taken in turn, the best of each.

@@ -35,7 +35,7 @@ def make(
 
     import torch
 
-    from ..students.resolve import device_of
+    from ..pipelines.load import device_of
     from ..train import make as series_of
     from .console import emit, say
 

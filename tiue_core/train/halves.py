@@ -33,7 +33,8 @@ class Halves:
             )
             if kept.requires_grad
         ]
-        self._masters, self._copies = [kept for kept, _ in pairs], [run for _, run in pairs]
+        self._masters: list[torch.Tensor] = [kept for kept, _ in pairs]
+        self._copies: list[torch.Tensor] = [run for _, run in pairs]
 
     def __getitem__(self, name: str) -> Any:
         return self._run[name]
@@ -56,10 +57,11 @@ class Halves:
 def written_out(module: nn.Module) -> nn.Module:
     """``module`` with attention as products and a softmax, where it is diffusers' or CLIP's."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
+    from transformers import PreTrainedModel
 
     for part in module.modules():
         if isinstance(part, Attention):
             part.set_processor(AttnProcessor())
-    if hasattr(module, "set_attn_implementation"):
+    if isinstance(module, PreTrainedModel):
         module.set_attn_implementation("eager")
     return module

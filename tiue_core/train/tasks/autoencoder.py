@@ -162,7 +162,7 @@ class AutoencoderTask(Task):
         loss = error.abs().mean() + recipe.mse * mse + (0.0 if warm else recipe.kl) * kl
         if recipe.edges:
             loss = loss + recipe.edges * edges(decoded, images)
-        logs = {}
+        logs: dict[str, torch.Tensor] = {}
         if recipe.adversarial:
             fooled, likeness, logs = self._criticism(decoded, images)
             loss = loss + recipe.likeness * likeness
