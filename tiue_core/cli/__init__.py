@@ -6,7 +6,7 @@ and transformers are imported inside the commands.
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module, util
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -15,53 +15,72 @@ from .. import __version__
 from .console import emit, run, say
 from .options import Debug, Json
 
-COMMANDS = (
-    ".generate",
-    ".batch",
-    ".app",
-    ".export",
-    ".distill",
-    ".lora",
-    ".stickers",
-    ".evaluate",
-    ".bench",
-)
-"""Modules with a `register(app)` that adds their commands; cheap to import."""
+COMMANDS = {
+    "generate": ".generate",
+    "batch": ".batch",
+    "app": ".app",
+    "export": ".export",
+    "distill": ".distill",
+    "lora": ".lora",
+    "stickers": ".stickers",
+    "evaluate": ".evaluate",
+    "bench": ".bench",
+}
+"""Modules with a `register(app)` that adds a command; cheap to import."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run the command line and exit with its status."""
-    sys.exit(run(build(), list(sys.argv[1:] if arguments is None else arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(build(words), words, (*COMMANDS, "students")))
 
 
-def build() -> typer.Typer:
-    """The app with all commands that this installation has."""
+def build(words: Sequence[str] = ()) -> typer.Typer:
+    """The app: with the command that ``words`` begin with, or with all."""
     app = typer.Typer(
         name="tiue",
-        no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for name in COMMANDS:
-        if util.find_spec(name, __name__) is not None:
-            import_module(name, __name__).register(app)
+    wanted = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
+    for name in wanted:
+        import_module(COMMANDS[name], __name__).register(app)
     app.command("students")(students)
     return app
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-    debug: Debug = False,
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version and stop.", allow_from_autoenv=False
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Say nothing but results and errors.", allow_from_autoenv=False
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show tracebacks and all warnings.", allow_from_autoenv=False),
+    ] = False,
 ) -> None:
     """One-pass text-to-image students: pictures from words in a single pass of the UNet.
 
-    Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
+    Example: tiue generate "a cat on a blue background" --seed 0 -n 4 -o out
+
+    Any option can have a default of yours: TIUE_GENERATE_OUT=pictures, or 'generate:' with
+    'out: pictures' below it in ~/.config/tiue/config.yaml ($TIUE_CONFIG).
     """
     if version:
         print(f"tiue {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def students(json: Json = False, debug: Debug = False) -> None:

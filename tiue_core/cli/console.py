@@ -2,14 +2,16 @@
 
 Results go to stdout (with --json: one document and nothing else), everything else to stderr.
 An error is one line and an exit status: 1 when something failed, 2 when the command was not
-understood. `--debug` anywhere on the line shows the traceback instead.
+understood. `--debug` anywhere on the line shows the traceback instead; `--quiet` leaves results and
+errors alone.
 """
 
 import json
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -17,6 +19,7 @@ import typer
 
 from ..errors import TiueError
 from ..io.messages import one_line
+from .config import defaults
 
 
 class Failed(TiueError):
@@ -27,23 +30,38 @@ class Failed(TiueError):
         self.result, self.status = result, status
 
 
-def run(app: typer.Typer, arguments: list[str]) -> int:
-    """Run a typer app as described above; return the exit status."""
+_quiet = False  # whether `--quiet` was given
+
+
+def run(app: typer.Typer, arguments: list[str], commands: Sequence[str] = ()) -> int:
+    """Run a typer app as described above; return the exit status.
+
+    Args:
+        commands: names of all commands, also of those that are not in ``app``.
+    """
+    global _quiet
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug, machine = "--debug" in own, "--json" in own
-    arguments = [word for word in own if word != "--debug"] + arguments[len(own) :]
+    _quiet = "--quiet" in own or "-q" in own
+    everywhere = ("--debug", "--quiet", "-q")
+    arguments = [word for word in own if word not in everywhere] + arguments[len(own) :]
 
     def fail(message: str, status: int, result: dict[str, Any] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if machine:
             emit({**(result or {}), "error": message})
-        say(f"error: {message}")
+        say(f"error: {message}", "red")
         return status
 
     try:
         with clean_warnings(debug):
-            status = app(args=arguments, standalone_mode=False, prog_name="tiue")
+            group: Any = typer.main.get_command(app)
+            for command in group.commands.values():
+                for option in command.params:
+                    option.show_envvar = False  # one rule for all of them, told once
+            settings = {"default_map": defaults(commands, group), "auto_envvar_prefix": "TIUE"}
+            status = group(args=arguments, standalone_mode=False, prog_name="tiue", **settings)
         if status == 130:  # how typer reports Ctrl-C
             return fail("stopped", 130)
         return status if isinstance(status, int) else 0
@@ -58,14 +76,23 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "tiue"
             message = one_line(error.format_message()).rstrip(".")
-            return fail(f"{message}: see `{command} --help`", 2)
+            paint = (
+                f', or tiue generate "{own[0]}"' if message.startswith("No such command") else ""
+            )
+            return fail(f"{message}: see `{command} --help`{paint}", 2)
         text = f"{type(error).__name__}: {one_line(str(error))}"
         return fail(f"unexpected {text}: run again with --debug and report it", 1)
 
 
-def say(message: str) -> None:
-    """One line to stderr."""
-    print(one_line(message), file=sys.stderr, flush=True)
+def say(message: str, colour: str = "") -> None:
+    """One line to stderr; its first word in colour where that is a terminal."""
+    if _quiet and not message.startswith("error:"):
+        return
+    line = one_line(message)
+    if colour and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        first, space, rest = line.partition(" ")
+        line = typer.style(first, fg=colour, bold=True) + space + rest
+    print(line, file=sys.stderr, flush=True)
 
 
 def emit(document: Any) -> None:
@@ -89,7 +116,7 @@ def clean_warnings(debug: bool = False) -> Iterator[None]:
         text = one_line(str(message))
         if text not in said and (debug or category is UserWarning):
             said.add(text)
-            say(f"warning: {text}")
+            say(f"warning: {text}", "yellow")
 
     with warnings.catch_warnings():
         if not debug:
@@ -103,15 +130,22 @@ def clean_warnings(debug: bool = False) -> Iterator[None]:
 def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr (none where that is not a terminal); yields `advance(by)`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
     if total is not None:
-        columns.insert(2, MofNCompleteColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+        columns[2:2] = [MofNCompleteColumn()]
+        columns += [TextColumn("left"), TimeRemainingColumn()]
+    shown = console.is_terminal and not _quiet
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(what, total=total)
         yield lambda by: bar.advance(task, by)
 

@@ -3,6 +3,7 @@
 Like every module of commands it imports nothing heavy before a command runs.
 """
 
+import secrets
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,12 +16,8 @@ import typer
 from .. import __version__
 from ..errors import TiueError, out_of_memory
 from ..io.messages import quiet_libraries
-from .console import (
-    Failed,
-    ask_license,
-    emit,
-    progress,
-)
+from .config import configured
+from .console import Failed, ask_license, emit, progress, say
 from .options import (
     AcceptLicense,
     Base,
@@ -28,8 +25,10 @@ from .options import (
     Device,
     Dtype,
     Json,
+    Quiet,
     Side,
     Steps,
+    student_names,
 )
 
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
@@ -40,42 +39,68 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass
-class Order:
-    """What was asked for: from the command line, or from an image made earlier."""
+class RunOptions:
+    """What was asked for: on the command line, or by an image made earlier."""
 
     prompts: list[str]
     student: str = "stickers"
     seed: int = 0
+    count: int = 1
     width: int | None = None
     height: int | None = None
     steps: int | None = None
     decoders: str = "exact"
     draft: bool = False
     optimize: bool = False
+    negative: str = ""
+    guidance: float = 1.0
+    out: Path = Path("out")
+    device: str | None = None
     dtype: str | None = None
+    base: str | None = None
+    accept_license: bool = False
     loras: list[Any] = field(default_factory=list)
     student_hash: str | None = None
 
 
 def generate(
+    context: typer.Context,
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT...", show_default=False)
     ] = None,
     student: Annotated[
         str | None,
-        typer.Option(show_default="stickers", help="Name, folder, .safetensors file or hub id."),
+        typer.Option(
+            show_default="stickers",
+            help="Name, folder, .safetensors file or hub id.",
+            autocompletion=student_names,
+        ),
     ] = None,
     system: Annotated[
         str | None,
         typer.Option(help="Another system instead: see `tiue evaluate --list-systems`."),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(show_default="0", help="Of the first picture; the next ones count on."),
+        str | None,
+        typer.Option(
+            show_default="0",
+            metavar="NUMBER|random",
+            help="Of the first picture; the next ones count on.",
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures per prompt.")] = 1,
     width: Side = None,
     height: Side = None,
+    negative: Annotated[
+        str | None, typer.Option(metavar="PROMPT", help="What to guide away from.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            show_default="1, none; 2 with --negative",
+            help="Classifier-free guidance. Students are trained without.",
+        ),
+    ] = None,
     steps: Steps = None,
     decoders: Annotated[
         str | None,
@@ -88,7 +113,9 @@ def generate(
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:STRENGTH]", help="May be given many times.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNGs.")] = Path("out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the PNGs.")
+    ] = Path("out"),
     origin: Annotated[
         Path | None,
         typer.Option("--like", "--from", metavar="IMAGE", help="Make this picture again."),
@@ -106,11 +133,12 @@ def generate(
         typer.Option(metavar="FILE.onnx", help="Run what `tiue export` wrote, without PyTorch."),
     ] = None,
     json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Paint pictures from prompts; each PNG carries what is needed to make it again.
 
-    Example: tiue generate "a cat on a blue background" --seed 0 --count 4 --out out
+    Example: tiue generate "a cat on a blue background" --seed 0 -n 4 -o out
 
     Example: tiue generate --like out/0000_a-cat-on-a-blue-background_0.png
     """
@@ -119,45 +147,30 @@ def generate(
         raise typer.BadParameter('give one in quotes, "" for the empty one', param_hint="PROMPT")
     if count < 1:
         raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
+    texts = [_clean(prompt) for prompt in prompts or []]
+    _hint_at_quotes(texts)
+    first_seed = _seed(seed)
+    settings: dict[str, Any] = {"student": student, "steps": steps, "decoders": decoders}
+    settings |= {"lora": lora or None, "base": base, "negative": negative, "guidance": guidance}
+    sides: dict[str, Any] = {"seed": first_seed, "width": width, "height": height, "dtype": dtype}
+    if origin is not None:  # a picture says how it was made: no configuration changes that
+        for values in (settings, sides):
+            values |= {name: None for name in values if configured(context, name)}
     if graph is not None:
+        _refuse({**settings, "dtype": sides.pop("dtype")}, "fixed in a graph", "`tiue export`")
         from .export import paint
 
-        fixed = {"student": student, "steps": steps, "decoders": decoders, "lora": lora or None}
-        for name, value in {**fixed, "base": base, "dtype": dtype}.items():
-            if value is not None:
-                raise TiueError(f"--{name} is fixed in a graph: give it to `tiue export` instead")
-        return paint(
-            graph,
-            [_clean(prompt) for prompt in prompts or []],
-            seed=seed,
-            count=count,
-            width=width,
-            height=height,
-            out=out,
-            origin=origin,
-            device=device,
-            json=json,
-            version=__version__,
-        )
-    if origin is not None and system is None and student is None:
+        where: dict[str, Any] = {"out": out, "origin": origin, "device": device, "json": json}
+        return paint(graph, texts, count=count, version=__version__, **sides, **where)
+    if origin is not None and system is None and settings["student"] is None:
         system = _system_of(origin)
     if system is not None:
-        given = {"student": student, "steps": steps, "decoders": decoders, "lora": lora or None}
-        given |= {"base": base, "draft": draft or None, "optimize": optimize or None}
-        return _with_system(
-            system,
-            given,
-            origin,
-            [_clean(prompt) for prompt in prompts or []],
-            {"seed": seed, "width": width, "height": height, "dtype": dtype},
-            count=count,
-            out=out,
-            device=device,
-            accept_license=accept_license,
-            as_json=json,
-        )
+        switches = {"draft": draft or None, "optimize": optimize or None}
+        _refuse({**settings, **switches}, "for students", "a student")
+        where = {"out": out, "device": device, "accept_license": accept_license, "as_json": json}
+        return _with_system(system, origin, texts, sides, {"count": count, **where})
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
-    from ..core.arguments import DECODERS
+    from ..core.arguments import DECODERS, GUIDED
     from ..io.files import check_writable
     from ..students.lora import Lora
 
@@ -165,33 +178,63 @@ def generate(
         raise typer.BadParameter(
             f"{decoders}: give {' or '.join(DECODERS)}", param_hint="--decoders"
         )
-    order = Order([_clean(prompt) for prompt in prompts or []])
-    given = {"student": student, "seed": seed, "width": width, "height": height, "steps": steps}
-    given["decoders"] = decoders
-    order.loras = [Lora.parse(text) for text in lora or []]
-    order.draft, order.optimize = draft, optimize
+    options = RunOptions(texts, count=count, out=out, device=device, base=settings.pop("base"))
+    options.loras = [Lora.parse(text) for text in settings.pop("lora") or []]
+    options.draft, options.optimize = draft, optimize
+    options.accept_license = accept_license
     if origin is not None:
-        _remember(order, origin)
-    for name, value in {**given, "dtype": dtype}.items():
+        _remember(options, origin)
+    for name, value in {**settings, **sides}.items():
         if value is not None:
-            setattr(order, name, value)
+            setattr(options, name, value)
+    if negative and guidance is None and options.guidance == 1:
+        options.guidance = GUIDED
+    if options.negative and options.guidance == 1:
+        warnings.warn("--negative does nothing at --guidance 1: give more, such as 2", stacklevel=2)
     from ..students import resolve as library
 
-    source = library.find(order.student, accept_license=ask_license(accept_license))
+    source = library.find(options.student, accept_license=ask_license(accept_license))
     check_writable(out)
-    images, error = _paint(order, source, count, out, device, base, accept_license)
+    images: list[dict[str, Any]] = []
+    error, status = _paint(options, source, images)
     result = {
         "images": images,
         "student": {"name": source.name, "revision": source.revision},
         "seconds": round(time.monotonic() - started, 3),
     }
     if error is not None:
-        raise Failed(str(error), result) from error
+        raise Failed(str(error), result, status) from error
     if json:
         emit(result)
     else:
         for image in images:
             print(image["path"])
+
+
+def _seed(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if text == "random":
+        return secrets.randbelow(2**32)  # short enough to be read and typed
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}': give a whole number, or random", param_hint="--seed"
+        ) from None
+
+
+def _hint_at_quotes(prompts: list[str]) -> None:
+    """A prompt without quotes comes as many prompts of one word."""
+    if len(prompts) > 2 and all(len(prompt.split()) == 1 for prompt in prompts):
+        quoted = " ".join(prompts)[:60]
+        say(f'hint: these are {len(prompts)} prompts; for one picture use quotes: "{quoted}"')
+
+
+def _refuse(given: dict[str, Any], why: str, where: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise TiueError(f"--{name} is {why}: leave it out, or give it to {where}")
 
 
 def _system_of(origin: Path) -> str | None:
@@ -203,16 +246,12 @@ def _system_of(origin: Path) -> str | None:
 
 def _with_system(
     system: str,
-    fixed: dict[str, Any],
     origin: Path | None,
     prompts: list[str],
     settings: dict[str, Any],
-    **options: Any,
+    options: dict[str, Any],
 ) -> None:
-    """`--system`, with what the picture of `--from` says where nothing else is said."""
-    for name, value in fixed.items():
-        if value is not None:
-            raise TiueError(f"--{name} is for students: leave it out, or leave --system out")
+    """`--system`, with what the picture of `--like` says where nothing else is said."""
     if origin is not None:
         from ..io.images import read_metadata
 
@@ -227,101 +266,101 @@ def _with_system(
 
 
 def _paint(
-    order: Order,
-    source: Any,
-    count: int,
-    out: Path,
-    device: str | None,
-    base: str | None,
-    accept_license: bool,
-) -> tuple[list[dict[str, Any]], Exception | None]:
-    """Paint and save batch by batch; return what was saved, and what stopped it if anything."""
+    options: RunOptions, source: Any, images: list[dict[str, Any]]
+) -> tuple[Exception | None, int]:
+    """Paint and save batch by batch into ``images``; return what stopped it, and the status."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from ..io.record import guidance_record
     from ..io.record import record as record_of
 
-    images: list[dict[str, Any]] = []
+    total = options.count * len(options.prompts)
     try:
         with ThreadPoolExecutor(1) as pool, progress("loading", None):
             digest = pool.submit(source.content_hash)  # reads the weights while they are loaded
-            pipe = _load(order, source, device, base)
-            if order.draft:
-                pipe.load_draft(accept_license=accept_license)
+            pipe = _load(options, source)
             record = record_of(
                 pipe,
                 source,
                 digest.result(),
-                steps=order.steps,
-                decoders=order.decoders,
-                draft=order.draft,
-                loras=[lora.record() for lora in order.loras],
-            )
-        if order.student_hash not in (None, record["student_hash"]):
+                steps=options.steps,
+                decoders=options.decoders,
+                draft=options.draft,
+                loras=[lora.record() for lora in options.loras],
+            ) | guidance_record(options.guidance, options.negative)
+        if options.student_hash not in (None, record["student_hash"]):
             warnings.warn(
                 "that picture was made with other weights, so it may differ", stacklevel=2
             )
-        if order.optimize:
-            _optimize(pipe, order, min(_BATCH, count * len(order.prompts)))
-        seeds = range(order.seed, order.seed + count)
-        jobs = [(prompt, seed) for prompt in order.prompts for seed in seeds]
+        if options.optimize:
+            _optimize(pipe, options, min(_BATCH, total))
+        seeds = range(options.seed, options.seed + options.count)
+        jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
         with progress("painting", len(jobs)) as advance:
             for start in range(0, len(jobs), _BATCH):
                 part = jobs[start : start + _BATCH]
-                for image in _paint_batch(pipe, order, part, record, out):
+                for image in _paint_batch(pipe, options, part, record):
                     images.append(image)
                     advance(1)
+    except KeyboardInterrupt:
+        there = f", in {options.out}" if images else ""
+        return TiueError(f"stopped: {len(images)} of {total} made{there}"), 130
     except (TiueError, ValueError) as error:  # the pipeline's ValueErrors are one line each
-        return images, error
+        return error, 1
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        return images, TiueError("out of memory: ask for a smaller --width and --height")
-    return images, None
+        return TiueError("out of memory: ask for a smaller --width and --height"), 1
+    return None, 0
 
 
-def _load(order: Order, source: Any, device: str | None, base: str | None) -> Any:
+def _load(options: RunOptions, source: Any) -> Any:
     from ..pipelines.load import load
     from ..students.lora import load_loras
 
     quiet_libraries()
-    pipe = load(source, device=device, dtype=order.dtype, base=base)
+    pipe = load(source, device=options.device, dtype=options.dtype, base=options.base)
     pipe.set_progress_bar_config(disable=True)
-    load_loras(pipe, order.loras)
+    load_loras(pipe, options.loras)
+    if options.draft:
+        pipe.load_draft(accept_license=options.accept_license)
     return pipe
 
 
-def _optimize(pipe: Any, order: Order, batch_size: int) -> None:
+def _optimize(pipe: Any, options: RunOptions, batch_size: int) -> None:
     with progress("optimizing", 4) as advance:
         pipe.optimize(
-            width=order.width,
-            height=order.height,
+            width=options.width,
+            height=options.height,
             batch_size=batch_size,
             progress=lambda done, *_: advance(int(done > 0)),
         )
 
 
 def _paint_batch(
-    pipe: Any, order: Order, jobs: list[tuple[str, int]], record: dict[str, Any], out: Path
+    pipe: Any, options: RunOptions, jobs: list[tuple[str, int]], record: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     from ..io.images import save_image
 
     output = pipe(
         [prompt for prompt, _ in jobs],
         seed=[seed for _, seed in jobs],
-        width=order.width,
-        height=order.height,
-        steps=order.steps,
-        decoders=order.decoders,
-        draft=order.draft,
+        width=options.width,
+        height=options.height,
+        steps=options.steps,
+        decoders=options.decoders,
+        draft=options.draft,
+        guidance_scale=options.guidance,
+        negative_prompt=options.negative or None,
     )
     for image, (prompt, seed) in zip(output.images, jobs, strict=True):
         size = {"width": image.width, "height": image.height}
-        path = save_image(image, out, {**record, "prompt": prompt, "seed": seed, **size})
+        path = save_image(image, options.out, {**record, "prompt": prompt, "seed": seed, **size})
         yield {"path": str(path), "prompt": prompt, "seed": seed, **size}
 
 
-def _remember(order: Order, origin: Path) -> None:
-    """Fill `order` from the metadata of a picture, whose LoRA files must have been given."""
+def _remember(options: RunOptions, origin: Path) -> None:
+    """Fill `options` from the metadata of a picture, whose LoRA files must have been given."""
     from dataclasses import replace
 
     from ..io.files import file_hash
@@ -330,17 +369,18 @@ def _remember(order: Order, origin: Path) -> None:
     metadata = read_metadata(origin)
     if metadata.get("made_in") == "ComfyUI":
         raise TiueError(f"{origin} was made in ComfyUI: drop it onto ComfyUI's page")
-    order.prompts = order.prompts or [metadata["prompt"]]
+    options.prompts = options.prompts or [metadata["prompt"]]
     settings = ("seed", "width", "height", "steps", "decoders", "draft", "dtype")
-    for name in ("student", "student_hash", *settings):
+    against = ("negative", "guidance")
+    for name in ("student", "student_hash", *settings, *against):
         if metadata.get(name) is not None:
-            setattr(order, name, metadata[name])
-    given = {file_hash(lora.path): i for i, lora in enumerate(order.loras)}
+            setattr(options, name, metadata[name])
+    given = {file_hash(lora.path): i for i, lora in enumerate(options.loras)}
     for made_with in metadata.get("loras") or []:
         index = given.get(made_with["hash"])
         if index is None:
             raise TiueError(f"{origin} was made with LoRA '{made_with['name']}': add --lora FILE")
-        order.loras[index] = replace(order.loras[index], strength=made_with["strength"])
+        options.loras[index] = replace(options.loras[index], strength=made_with["strength"])
 
 
 def _clean(prompt: str) -> str:

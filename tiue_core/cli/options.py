@@ -13,4 +13,12 @@ AcceptLicense = Annotated[
     bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
+
+
+def student_names(incomplete: str) -> list[str]:
+    """Names for the shell to complete; a path it completes by itself."""
+    from ..students.registry import REGISTRY
+
+    return [name for name in REGISTRY if name.startswith(incomplete)]

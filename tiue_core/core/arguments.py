@@ -9,6 +9,7 @@ from typing import Any
 
 SEEDS = 2**64  # what torch.Generator tells apart
 DECODERS = ("exact", "fast")
+GUIDED = 2.0  # the guidance where only a negative prompt is given
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -43,3 +43,10 @@ def record(
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
+
+
+def guidance_record(guidance: float, negative: str = "") -> dict[str, Any]:
+    """What metadata says of classifier-free guidance: nothing where there is none (1)."""
+    if guidance == 1:
+        return {}
+    return {"guidance": guidance, **({"negative": negative} if negative else {})}
