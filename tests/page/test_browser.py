@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -116,28 +117,204 @@ def test_seed_pin_dice_examples_and_variations(page: Any) -> None:
     assert float(page.locator(".tiue-latency").first.get_attribute("data-ms")) > 1
 
 
+def entries(page: Any) -> Any:
+    """Buttons of the history that bring a picture back."""
+    return page.locator(".tiue-grid button:not(.tiue-star)")
+
+
+def entry(page: Any, prompt: str) -> Any:
+    return page.locator(f'.tiue-grid button[title^="Take back: {prompt}, seed"]')
+
+
 def test_history_stays_in_the_browser_and_can_be_switched_off(page: Any, server: str) -> None:
     box = page.locator("#tiue-prompt textarea")
     box.fill("a tree on a red background")
     box.blur()
-    page.get_by_role("button", name="History").click()
-    row = page.locator("#tiue-more tr", has_text="a tree on a red background")
+    row = entry(page, "a tree on a red background")
     row.wait_for(timeout=SLOW)
-    page.reload()
-    page.get_by_role("button", name="History").click()
+    assert row.locator("img").get_attribute("src").startswith("data:image/")
+    page.goto(server)  # without the link to that picture
+    shown(page, "a cat on a blue background", 0)
     row.wait_for(timeout=SLOW)
     row.click()
     shown(page, "a tree on a red background", 0)
     page.get_by_label("Keep a history").uncheck()
     row.wait_for(state="detached", timeout=SLOW)
-    page.locator("#tiue-prompt textarea").fill("a boat on a red background")
-    page.locator("#tiue-prompt textarea").blur()
+    box.fill("a boat on a red background")
+    box.blur()
+    shown(page, "a boat on a red background", 0)
     page.wait_for_timeout(1500)
-    assert page.locator("#tiue-more tr", has_text="a boat").count() == 0
+    assert entries(page).count() == 0
     page.reload()
-    page.get_by_role("button", name="History").click()
-    page.wait_for_timeout(1500)
-    assert row.count() == 0
+    shown(page, "a boat on a red background", 0)
+    assert entries(page).count() == 0
+    assert not page.wrong
+
+
+def test_dice_and_taken_seeds_are_in_the_history_and_favourites_come_first(page: Any) -> None:
+    shown(page, "a cat on a blue background", 0)
+    page.click("#tiue-dice")
+    page.wait_for_function("document.querySelectorAll('.tiue-grid li').length == 1", timeout=SLOW)
+    page.get_by_role("button", name="Favourite", exact=False).last.click()
+    page.wait_for_selector('.tiue-grid [aria-pressed="true"]', timeout=SLOW)
+    favourite = entries(page).first.get_attribute("title")
+    page.wait_for_function(
+        "document.querySelectorAll('#tiue-variations button').length == 4", timeout=SLOW
+    )
+    taken = page.locator("#tiue-variations button").nth(1)
+    seed = taken.get_attribute("data-seed")
+    taken.click()
+    shown(page, "a cat on a blue background", int(seed))
+    page.wait_for_function("document.querySelectorAll('.tiue-grid li').length == 2", timeout=SLOW)
+    assert entries(page).first.get_attribute("title") == favourite, "the favourite stays first"
+    assert entries(page).last.get_attribute("title").endswith(f"seed {seed}")
+
+
+def test_the_address_brings_the_picture_back(page: Any, server: str, one_browser: Any) -> None:
+    page.goto(
+        f"{server}/?prompt=a+boat+on+a+red+background&seed=12&width=96&guidance=2", timeout=SLOW
+    )
+    image = shown(page, "a boat on a red background", 12)
+    assert image.get_attribute("width") == "96"
+    page.wait_for_function("location.search.includes('height=128')", timeout=SLOW)
+    page.locator("#tiue-seed input").fill("13")
+    before = png_of(shown(page, "a boat on a red background", 13))
+    page.wait_for_function("location.search.includes('seed=13')", timeout=SLOW)
+    page.reload()
+    assert png_of(shown(page, "a boat on a red background", 13)) == before
+    page.goto(f"{server}/?prompt=a+cat&student=nobody", timeout=SLOW)
+    assert "no student 'nobody' here" in message(page)
+
+
+def test_seed_and_link_are_copied(one_browser: Any, server: str) -> None:
+    context = one_browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(server, timeout=SLOW)
+    shown(page, "a cat on a blue background", 0)
+    page.locator("#tiue-seed input").fill("41")
+    shown(page, "a cat on a blue background", 41)
+    for button, text in (("Copy seed", "41"), ("Copy link", "seed=41")):
+        page.get_by_role("button", name=button).click()
+        page.wait_for_function(
+            "(text) => navigator.clipboard.readText().then((t) => t.includes(text))",
+            arg=text,
+            timeout=SLOW,
+        )
+    assert page.evaluate("navigator.clipboard.readText()").startswith(server)
+    context.close()
+
+
+def test_a_saved_picture_that_is_dropped_restores_its_settings(page: Any, tmp_path: Path) -> None:
+    options = ("--seed", "77", "--negative", "a cat", "--guidance", "3", "--width", "96")
+    ended = tiue("generate", LAST, *options, "--out", str(tmp_path), "--json", "--quiet")
+    (file,) = json.loads(ended.stdout)["images"]
+    shown(page, "a cat on a blue background", 0)
+    page.evaluate(
+        """(data) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], 'a.png', { type: 'image/png' }));
+            document.body.dispatchEvent(
+                new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        }""",
+        base64.b64encode(Path(file["path"]).read_bytes()).decode(),
+    )
+    image = shown(page, LAST, 77)
+    assert png_of(image) == Path(file["path"]).read_bytes(), "the very bytes of the command line"
+    page.locator("button", has_text="Student, size, negative prompt").click()
+    assert page.get_by_label("Negative prompt").input_value() == "a cat"
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    page.locator(".tiue-drop input").set_input_files(photo)
+    assert "does not say how it was made" in message(page)
+
+
+def test_negative_prompt_size_presets_and_count(page: Any, tmp_path: Path) -> None:
+    plain = png_of(shown(page, "a cat on a blue background", 0))
+    page.locator("button", has_text="Student, size, negative prompt").click()
+    page.get_by_label("Negative prompt").fill("blue")
+    page.wait_for_selector('#tiue-picture img[data-settings*="negative"]', timeout=SLOW)
+    guided = png_of(page.locator("#tiue-picture img"))
+    assert guided != plain
+    ended = tiue(
+        *("generate", "a cat on a blue background", "--negative", "blue"),
+        *("--out", str(tmp_path), "--json", "--quiet"),
+    )
+    assert guided == Path(json.loads(ended.stdout)["images"][0]["path"]).read_bytes()
+    page.get_by_label("Size", exact=True).click()
+    page.get_by_role("option", name="portrait").click()
+    page.wait_for_selector('#tiue-picture img[width="96"][height="128"]', timeout=SLOW)
+    page.get_by_role("spinbutton", name="Variations").fill("2")
+    page.locator("#tiue-seed input").fill("5")
+    page.wait_for_function(
+        """[...document.querySelectorAll('#tiue-variations button')].map((b) => b.dataset.seed)
+            .join() === '6,7'""",
+        timeout=SLOW,
+    )
+
+
+def test_enter_paints_and_shift_enter_is_a_new_line(page: Any) -> None:
+    shown(page, "a cat on a blue background", 0)
+    page.get_by_label("Pin").uncheck()
+    box = page.locator("#tiue-prompt textarea")
+    box.focus()
+    page.keyboard.press("End")
+    before = page.locator("#tiue-picture img").get_attribute("src")
+    page.keyboard.press("Enter")  # an unpinned seed: another picture of the same prompt
+    page.wait_for_function(
+        "(old) => document.querySelector('#tiue-picture img').src !== old", arg=before, timeout=SLOW
+    )
+    assert "\n" not in box.input_value()
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("and a boat")
+    assert box.input_value() == "a cat on a blue background\nand a boat"
+    shown(page, "a cat on a blue background and a boat")
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA", "the focus is kept"
+    heard = page.locator(".tiue-past [role=status]")
+    page.wait_for_function(
+        "document.querySelector('.tiue-past [role=status]').textContent.includes('and a boat')",
+        timeout=SLOW,
+    )
+    assert heard.inner_text().startswith("Picture of: ")
+
+
+def test_unknown_words_are_told_beside_the_picture(page: Any) -> None:
+    page.locator("#tiue-prompt textarea").fill("a dragon in space")
+    shown(page, "a dragon in space")
+    page.get_by_text("the student does not know the prompt's 'dragon', 'in', 'space'").wait_for(
+        timeout=SLOW
+    )
+
+
+def test_on_a_phone_the_picture_is_in_sight_while_typing(one_browser: Any, server: str) -> None:
+    page = one_browser.new_page(
+        viewport={"width": 390, "height": 460}, has_touch=True
+    )  # a keyboard
+    page.goto(server, timeout=SLOW)
+    shown(page, "a cat on a blue background")
+    page.locator("#tiue-prompt textarea").tap()
+    page.keyboard.type("s")
+    shown(page, "a cat on a blue backgrounds")
+    page.wait_for_timeout(500)
+    for part in ("#tiue-picture img", "#tiue-prompt textarea"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 460, (part, box)
+    page.close()
+
+
+def test_a_new_file_clears_what_the_last_list_made(page: Any, tmp_path: Path) -> None:
+    tab(page, "Lists")
+    page.locator("#tiue-list textarea").fill("prompt,seed\na cat on a blue background,1\n")
+    page.get_by_text("1 picture to make").wait_for(timeout=SLOW)
+    page.click("#tiue-make")
+    page.wait_for_selector("#tiue-progress:has-text('1 made')", timeout=SLOW)
+    page.wait_for_selector("#tiue-gallery img", timeout=SLOW)
+    other = tmp_path / "other.csv"
+    other.write_text("prompt,seed\na boat on a blue background,1\n")
+    page.locator("#tiue-upload input[type=file]").set_input_files(other)
+    page.wait_for_selector("#tiue-gallery img", state="detached", timeout=SLOW)
+    page.wait_for_selector("#tiue-zip", state="hidden", timeout=SLOW)
+    assert "made" not in page.locator("#tiue-progress").inner_text()
 
 
 def test_a_list_with_a_bad_row(page: Any, tmp_path: Path) -> None:
@@ -255,7 +432,7 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None
     tab(page, "Live")
     page.locator("#tiue-prompt textarea").focus()
     reached = set()
-    for _ in range(12):
+    for _ in range(20):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.closest('[id^=tiue]')?.id"))
     assert {"tiue-seed", "tiue-dice", "tiue-variations"} <= reached

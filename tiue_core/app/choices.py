@@ -7,41 +7,79 @@ from typing import Any
 
 import gradio as gr
 
-from .state import ServerConfig, size_of
+from .state import Order, ServerConfig, size_of
 
-NAMES = ("student", "decoders", "width", "height", "lora", "strength")
+NAMES = (
+    *("student", "decoders", "width", "height"),
+    *("negative", "guidance", "lora", "strength"),
+)
 
 
 class Choices:
     """The components, in the order of `NAMES`."""
 
     def __init__(self, config: ServerConfig) -> None:
-        with gr.Accordion("Student and size", open=False):
+        with gr.Accordion("Student, size, negative prompt", open=False):
             with gr.Row():
                 self.student = student(config, "Student")
                 self.decoders = decoders(config, "Decoders", "exact")
             with gr.Row():
+                self.preset = gr.Dropdown(
+                    _presets(config, config.first), value=None, label="Size", min_width=160
+                )
                 width, height = _sides(config, config.first)
                 self.width = gr.Slider(label="Width (px)", min_width=130, **width)
                 self.height = gr.Slider(label="Height (px)", min_width=130, **height)
+            with gr.Row():
+                self.negative = gr.Textbox(
+                    "", label="Negative prompt", info="What to keep out.", min_width=160
+                )
+                self.guidance = gr.Slider(
+                    1, 8, 1, step=0.1, label="Guidance", min_width=160,
+                    info="1 is without, as students are trained; a negative prompt takes 2.",
+                )  # fmt: skip
             with gr.Row(visible=bool(config.loras or config.train)):
                 names = [("none", ""), *((name, name) for name in config.loras)]
                 self.lora = gr.Dropdown(names, value="", label="LoRA", min_width=160)
                 self.strength = gr.Slider(-2, 2, 1, step=0.05, label="LoRA strength", min_width=160)
-            license = gr.Markdown(_license(config, config.first))
+            self.license = gr.Markdown(_license(config, config.first))
 
         def changed(label: str) -> Any:
             width, height = (gr.Slider(**side) for side in _sides(config, label))
-            return width, height, _license(config, label)
+            preset = gr.Dropdown(choices=_presets(config, label), value=None)
+            return preset, width, height, _license(config, label)
 
-        self.student.input(
-            changed,
-            [self.student],
-            [self.width, self.height, license],
-            show_progress="hidden",
-            api_visibility="private",
-            queue=False,
+        quietly: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "queue": False,
+        }
+        self.config = config
+        follow = [self.preset, self.width, self.height, self.license]
+        self.student.input(changed, [self.student], follow, **quietly)
+        self.resized = self.preset.input(
+            lambda size: tuple(map(int, size.split("x"))) if size else (gr.skip(), gr.skip()),
+            [self.preset],
+            [self.width, self.height],
+            **quietly,
         )
+
+    @property
+    def restorable(self) -> list[Any]:
+        """The components that `restored` fills."""
+        return [*self.all, self.preset, self.license]
+
+    def restored(self, order: Order) -> list[Any]:
+        """Values of `restorable` for an order that was painted before."""
+        asked, label = order.settings(), order.student
+        width, height = _sides(self.config, label)
+        values = {
+            **{"negative": "", "guidance": 1.0, "lora": "", "strength": 1.0, **asked},
+            "width": gr.Slider(**{**width, "value": order.width or width["value"]}),
+            "height": gr.Slider(**{**height, "value": order.height or height["value"]}),
+        }
+        preset = gr.Dropdown(choices=_presets(self.config, label), value=None)
+        return [*(values[name] for name in NAMES), preset, _license(self.config, label)]
 
     @property
     def all(self) -> list[Any]:
@@ -83,6 +121,19 @@ def _sides(config: ServerConfig, label: str) -> tuple[dict[str, Any], dict[str, 
         for side in own
     )
     return width, height
+
+
+def _presets(config: ServerConfig, label: str) -> list[tuple[str, str]]:
+    """Sizes by name: the student's own, and three shapes near it."""
+    width, height, factor = size_of(config.students[label])
+    low, wide = (factor * max(round(width * part / factor), 1) for part in (0.75, 1.5))
+    sizes = {
+        "as trained": (width, height),
+        "portrait": (low, height),
+        "landscape": (width, factor * max(round(height * 0.75 / factor), 1)),
+        "wide": (wide, height),
+    }
+    return [(f"{name}, {w} × {h}", f"{w}x{h}") for name, (w, h) in sizes.items()]
 
 
 def _license(config: ServerConfig, label: str) -> str:

@@ -133,9 +133,9 @@ def inside(broker: RequestBroker, choices: Choices) -> None:
             )
             show = gr.Button("Look inside", variant="primary")
             weights = gr.HTML("")
-    gr.Markdown("#### What each decoder adds")
+    gr.HTML('<h2 class="tiue-section">What each decoder adds</h2>')
     sums = gr.HTML("", elem_id="tiue-sums")
-    gr.Markdown("#### Shared features: mean magnitude over channels")
+    gr.HTML('<h2 class="tiue-section">Shared features: mean magnitude over channels</h2>')
     features = gr.HTML("", elem_id="tiue-features")
 
     @told
@@ -143,7 +143,9 @@ def inside(broker: RequestBroker, choices: Choices) -> None:
         request: gr.Request, text: str, other: bool, told_them: str, number: Any, *rest: Any
     ) -> Any:
         factors, chosen = rest[:SLIDERS], choices.named(rest[SLIDERS:])
-        order = broker.config.order(text, number or 0, **{**chosen, "decoders": "exact"})
+        order = broker.config.order(
+            text, number or 0, **{**chosen, "decoders": "exact", "negative": "", "guidance": 1.0}
+        )
         theirs = broker.config.order(told_them).prompt if other else None
         times = [float(factor) for factor in factors]
         seen = await broker.do(

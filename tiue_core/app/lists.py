@@ -263,6 +263,14 @@ def lists(broker: RequestBroker, choices: Choices) -> None:
     quietly: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
     gr.on([text.change, kind.change], look, listed, [rows], **quietly)
     upload.upload(read, [upload], [text, kind], show_progress="hidden", **private)
+    upload.upload(  # what was made of the list before is not this list's
+        lambda: ("", [], gr.DownloadButton(visible=False)),
+        None,
+        [progress, pictures, save],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
     outputs = [progress, pictures, save, make, stop]
     running = make.click(run, listed, outputs, show_progress="hidden", **private)
     running.failure(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
 from .broker import RequestBroker, told
 from .choices import Choices
-from .parts import (
-    STRIP_SCRIPT,
-    empty,
-    figure,
-    latency,
-    strip,
-)
-from .state import SEED_LIMIT
+from .paint import Picture
+from .parts import BUTTONS, PAST, STRIP_SCRIPT, empty, figure, latency, strip
+from .state import SEED_LIMIT, restored
+
+SCRIPT = Path(__file__).parent / "page.js"
 
 EXAMPLES = (
     "a cat on a blue background",
@@ -36,8 +37,9 @@ def live(broker: RequestBroker, choices: Choices) -> None:
             prompt = gr.Textbox(
                 EXAMPLES[0],
                 label="Prompt",
-                info="The picture follows while you type.",
-                lines=2,
+                info="The picture follows while you type; Enter paints, Shift+Enter is a new line.",
+                lines=1,
+                max_lines=4,
                 autofocus=True,
                 elem_id="tiue-prompt",
             )
@@ -55,26 +57,20 @@ def live(broker: RequestBroker, choices: Choices) -> None:
                 dice = gr.Button("🎲 Dice", min_width=80, elem_id="tiue-dice")
         with gr.Column(min_width=0, elem_id="tiue-shown"):
             picture = gr.HTML(empty("The first picture is on its way."), elem_id="tiue-picture")
+        with gr.Column(min_width=0, elem_id="tiue-vary"):
             times = gr.HTML("", elem_id="tiue-times")
-            several = gr.Checkbox(
-                True, label="Variations", info="The same prompt with the next seeds."
+            several = gr.Slider(
+                *(0, limits.variations, 4),
+                step=1,
+                label="Variations",
+                info="The same prompt with the next seeds.",
+                elem_id="tiue-count",
             )
             row = gr.HTML("", js_on_load=STRIP_SCRIPT, elem_id="tiue-variations")
         with gr.Column(min_width=0, elem_id="tiue-more"):
             gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
-            with gr.Accordion("History", open=False):
-                keep = gr.Checkbox(
-                    True, label="Keep a history", info="In this browser only; off erases it."
-                )
-                past = gr.Dataset(
-                    components=["textbox", "number"],
-                    headers=["Prompt", "Seed"],
-                    samples=[],
-                    label="Earlier prompts",
-                    type="values",
-                    layout="table",
-                )
-    history = gr.BrowserState({"keep": True, "past": []}, storage_key="tiue-history", secret="tiue")
+            past = gr.HTML(PAST, js_on_load=SCRIPT.read_text(encoding="utf-8"), elem_id="tiue-past")
+            link = gr.Textbox(visible=False)
 
     wanted = [prompt, seed, *choices.all]
 
@@ -84,15 +80,14 @@ def live(broker: RequestBroker, choices: Choices) -> None:
             number = secrets.randbelow(DRAWN)
         order = broker.config.order(text, number or 0, **choices.named(chosen))
         made = await broker.paint(request, order, LIVE, (LIVE, MORE))
-        return figure(made), latency(made), number or 0
+        return figure(made, BUTTONS), latency(made), number or 0
 
     @told
-    async def vary(request: gr.Request, shown: bool, text: str, number: Any, *chosen: Any) -> Any:
-        if not shown:
+    async def vary(request: gr.Request, count: Any, text: str, number: Any, *chosen: Any) -> Any:
+        made: list[Picture] = []
+        if not count:
             yield ""
-            return
-        made = []
-        for step in range(1, limits.variations + 1):
+        for step in range(1, min(int(count or 0), limits.variations) + 1):
             following = (int(number or 0) + step) % (SEED_LIMIT + 1)
             order = broker.config.order(text, following, **choices.named(chosen))
             made.append(await broker.paint(request, order, MORE))
@@ -111,9 +106,9 @@ def live(broker: RequestBroker, choices: Choices) -> None:
 
     # `change` hears the examples and the history too; the seed is heard only from the user,
     # because an unpinned one is set by every picture.
-    changes = [prompt.change, seed.input, *choices.changes]
+    changes = [prompt.change, prompt.submit, seed.input, *choices.changes]
     then_vary(gr.on(changes, paint, *painting, **quietly))
-    several.change(vary, [several, *wanted], [row], **quietly)
+    several.release(vary, [several, *wanted], [row], **quietly)
 
     def roll() -> int:
         return secrets.randbelow(DRAWN)
@@ -135,55 +130,28 @@ def live(broker: RequestBroker, choices: Choices) -> None:
         return int(event.seed)
 
     repaint(row.select(take, None, [seed], **instantly))
-    _history(broker, history, keep, past, prompt, seed, repaint, instantly)
-    repaint(broker.page.load(lambda: None, None, None, **instantly))
+    repaint(choices.resized)
 
+    @told
+    def restore(event: gr.EventData) -> Any:
+        """A picture of the history, or one that was dropped, as its settings."""
+        return restored_to(event.settings)
 
-def _history(
-    broker: RequestBroker,
-    history: Any,
-    keep: Any,
-    past: Any,
-    prompt: Any,
-    seed: Any,
-    repaint: Any,
-    instantly: dict[str, Any],
-) -> None:
-    """Prompts that were rested upon: on Enter, and when the box is left."""
-    limit = broker.config.limits.history
+    @told
+    def arrive(query: str) -> Any:
+        """What the page's address asks for."""
+        asked = dict(parse_qsl(query.lstrip("?"))) if isinstance(query, str) else {}
+        if "prompt" not in asked:
+            return [gr.skip() for _ in restorable]
+        return restored_to(asked)
 
-    def clean(state: Any) -> dict[str, Any]:
-        state = state if isinstance(state, dict) else {}
-        rows = state.get("past")
-        rows = [
-            [str(row[0])[:1000], row[1]]
-            for row in (rows if isinstance(rows, list) else [])
-            if isinstance(row, list) and len(row) == 2 and isinstance(row[1], int)
-        ]
-        return {"keep": bool(state.get("keep", True)), "past": rows[:limit]}
+    def restored_to(settings: Any) -> list[Any]:
+        with suppress(ValueError, RecursionError):
+            settings = json.loads(settings) if isinstance(settings, str) else settings
+        order = restored(broker.config, settings)
+        return [order.prompt, order.seed, *choices.restored(order)]
 
-    def show(state: Any) -> Any:
-        state = clean(state)
-        return gr.Dataset(samples=state["past"]), state["keep"]
-
-    def remember(state: Any, text: str, number: Any) -> Any:
-        state = clean(state)
-        row = [text[:1000], int(number or 0)]
-        if state["keep"] and text.strip():
-            state["past"] = [row, *(old for old in state["past"] if old != row)][:limit]
-        return state, gr.Dataset(samples=state["past"])
-
-    def switch(state: Any, on: bool) -> Any:
-        state = {"keep": on, "past": clean(state)["past"] if on else []}
-        return state, gr.Dataset(samples=state["past"])
-
-    broker.page.load(show, [history], [past, keep], **instantly)
-    gr.on(
-        [prompt.submit, prompt.blur],
-        remember,
-        [history, prompt, seed],
-        [history, past],
-        **instantly,
-    )
-    keep.input(switch, [history, keep], [history, past], **instantly)
-    repaint(past.click(lambda row: (row[0], row[1]), [past], [prompt, seed], **instantly))
+    restorable = [prompt, seed, *choices.restorable]
+    repaint(past.select(restore, None, restorable, **instantly))
+    here = "() => [location.search]"
+    repaint(broker.page.load(arrive, [link], restorable, js=here, **instantly))

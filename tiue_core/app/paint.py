@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.guidance import guide
 from ..core.noise import draw_noise
 from ..core.one_pass import one_pass as core_one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import Features
 from ..errors import TiueError, out_of_memory
 from ..io.images import encode_png, slug
-from ..io.record import record
+from ..io.record import guidance_record, record
+from ..students.vocabulary import size_note
 from .state import Order, check_size
 from .worker import Models
 
@@ -50,7 +52,7 @@ class Passed:
     schedule: OneWaySchedule
     noise: Tensor  # (1, C, h, w)
     features: Features
-    predictions: Tensor  # (K, 1, C, h, w)
+    predictions: Tensor  # (K, 1, C, h, w); their weighted sum where the order is guided
     latents: Tensor  # (1, C, h, w)
 
 
@@ -95,20 +97,24 @@ def one_pass(
     assert order.width and order.height
     shape = (pipe.unet.config.in_channels, order.height // factor, order.width // factor)
 
+    guided = order.guidance != 1
     with watch("text"):
         embeds = pipe.encode_prompt([order.prompt]).to(device)
+        if guided:
+            embeds = torch.cat([pipe.encode_prompt([order.negative]).to(device), embeds])
         told = embeds if second_prompt is None else pipe.encode_prompt([second_prompt]).to(device)
     noise = draw_noise([order.seed], shape).to(device)
     passed = core_one_pass(
         pipe.split_unet,
         schedule,
-        noise,
+        torch.cat([noise, noise]) if guided else noise,
         embeds,
         decoder_embeds=told,
-        keep_predictions=True,
+        keep_predictions=not guided,
         stage=watch,
     )
-    return Passed(schedule, noise, passed.features, passed.predictions, passed.latents)
+    latents = guide(passed.latents, order.guidance) if guided else passed.latents
+    return Passed(schedule, noise, passed.features, passed.predictions, latents)
 
 
 @torch.no_grad()
@@ -153,7 +159,17 @@ def paint(models: Models, order: Order) -> Picture:
         passed = one_pass(pipe, order, watch)
         with watch("VAE"):
             image = pictures_of(pipe, passed.latents, order.draft)[0]
+    notes += notes_on(studio, order)
     return Picture(order, png_of(models, studio, order, image), image, watch.seconds, tuple(notes))
+
+
+def notes_on(studio: Any, order: Order) -> list[str]:
+    """What the student was not trained on: words of the prompt, the size."""
+    vocabulary = studio.painter.pipe.vocabulary
+    unknown = vocabulary.unknown([order.prompt, order.negative])
+    own = (studio.settings.width, studio.settings.height)
+    size = size_note(order.width or own[0], order.height or own[1], own)
+    return [vocabulary.note(unknown)] * bool(unknown) + [size] * bool(size)
 
 
 def png_of(models: Models, studio: Any, order: Order, image: Any) -> bytes:
@@ -170,6 +186,7 @@ def png_of(models: Models, studio: Any, order: Order, image: Any) -> bytes:
         ],
     )
     size = {"width": image.width, "height": image.height}
+    metadata |= guidance_record(order.guidance, order.negative)
     return encode_png(image, {**metadata, "prompt": order.prompt, "seed": order.seed, **size})
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -27,16 +28,28 @@ def png_of(image: Any) -> bytes:
     return buffer.getvalue()
 
 
-def figure(picture: Picture) -> str:
-    """The picture, with the prompt for those who cannot see it, and a link that saves it."""
+def figure(picture: Picture, buttons: str = "") -> str:
+    """The picture, with the prompt for those who cannot see it, and a link that saves it.
+
+    Args:
+        buttons: HTML that comes after the link, such as `BUTTONS`, which `page.js` hears.
+    """
     order, url = picture.order, data_url(picture.png)
     alt = f"Picture of: {order.prompt or 'the empty prompt'}"
     return (
         f'<figure class="tiue-picture"><img src="{url}" alt="{escape(alt)}" '
         f'width="{order.width}" height="{order.height}" data-prompt="{escape(order.prompt)}" '
-        f'data-seed="{order.seed}"><figcaption>{order.width} × {order.height}, seed {order.seed} '
-        f'· <a href="{url}" download="{escape(picture.file)}">Save PNG</a></figcaption></figure>'
+        f'data-seed="{order.seed}" data-settings="{escape(json.dumps(order.settings()))}">'
+        f"<figcaption>{order.width} × {order.height}, seed {order.seed} "
+        f'· <a href="{url}" download="{escape(picture.file)}">Save PNG</a>{buttons}'
+        "</figcaption></figure>"
     )
+
+
+BUTTONS = "".join(
+    f' · <button type="button" data-tiue="{what}">{text}</button>'
+    for what, text in (("seed", "Copy seed"), ("link", "Copy link"), ("star", "☆ Favourite"))
+)
 
 
 def empty(text: str) -> str:
@@ -76,7 +89,25 @@ def strip(pictures: Iterable[Picture]) -> str:
 STRIP_SCRIPT = """element.addEventListener('click', (event) => {
     const button = event.target.closest('button[data-seed]');
     if (button) trigger('select', { seed: button.dataset.seed });
-});"""
+});
+// The pictures are replaced while they are painted: the focus stays at its place in the row.
+let place = -1;
+element.addEventListener('focusin', (event) => {
+    place = [...element.querySelectorAll('button')].indexOf(event.target);
+});
+element.addEventListener('focusout', (event) => { if (event.relatedTarget) place = -1; });
+new MutationObserver(() => {
+    const button = element.querySelectorAll('button')[place];
+    if (button && document.activeElement === document.body) button.focus({ preventScroll: true });
+}).observe(element, { childList: true, subtree: true });"""
+
+PAST = """<div class="tiue-past">
+<label class="tiue-drop"><input type="file" accept="image/png">
+<span>Drop a picture that was saved here, or choose one: its settings come back.</span></label>
+<h2>History</h2>
+<label class="tiue-keep"><input type="checkbox" checked>
+<span>Keep a history (in this browser only; off erases it)</span></label>
+<ul class="tiue-grid"></ul><p role="status" class="tiue-note"></p></div>"""
 
 
 def gallery(items: Iterable[tuple[str, str]], pixelated: bool = False) -> str:

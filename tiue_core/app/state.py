@@ -15,9 +15,10 @@ from typing import Any
 
 from ..batch.limits import ListLimits
 from ..batch.schema import PROMPT_LIMIT
-from ..core.arguments import DECODERS
+from ..core.arguments import DECODERS, GUIDED
 from ..errors import TiueError
 from ..io.files import file_hash
+from ..io.record import guidance_record
 from ..pipelines import draft
 from ..students.lora import Lora
 from ..students.registry import REGISTRY
@@ -26,6 +27,7 @@ from ..students.source import Source
 SEED_LIMIT = 2**53 - 1  # what a browser counts exactly
 MODES = (*DECODERS, "draft")  # draft: fast, and a tiny decoder in the autoencoder's place
 STRENGTH_LIMIT = 4.0  # of a LoRA
+GUIDANCE_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class Limits:
     quota: int = 32 << 20  # bytes that one address may upload in an hour
     quota_all: int = 512 << 20  # and all of them
     guesses: int = 10  # wrong passwords of one address in a minute
-    variations: int = 4
-    history: int = 30
+    variations: int = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Order:
     draft: bool = False
     lora: str = ""
     strength: float = 1.0
+    negative: str = ""
+    guidance: float = 1.0
+
+    def settings(self) -> dict[str, Any]:
+        """What brings this picture back, as `ServerConfig.order` takes it and links carry it."""
+        decoders = "draft" if self.draft else self.decoders
+        settings = {"prompt": self.prompt, "seed": self.seed, "student": self.student}
+        settings |= {"width": self.width, "height": self.height, "decoders": decoders}
+        lora = {"lora": self.lora, "strength": self.strength} if self.lora else {}
+        return {**settings, **lora, **guidance_record(self.guidance, self.negative)}
 
 
 @dataclass(frozen=True)
@@ -127,14 +138,15 @@ class ServerConfig:
         seed: Any = 0,
         *,
         student: Any = None,
-        width: Any = None,
-        height: Any = None,
         decoders: Any = "exact",
         lora: Any = "",
-        strength: Any = 1.0,
+        **asked: Any,
     ) -> Order:
         """What came from a browser or a client as an order; sizes are held against the student
         when it is loaded, by `check_size`.
+
+        Args:
+            asked: width, height, strength (of the LoRA), negative, guidance.
 
         Raises:
             TiueError: what is wrong, and what to give.
@@ -146,23 +158,25 @@ class ServerConfig:
             raise TiueError(
                 f"no LoRA {_short(lora)} here: {_listed(self.loras) or 'there is none'}"
             )
-        if not isinstance(prompt, str):
-            raise TiueError(f"the prompt is {_short(prompt)}: give a text")
-        if len(prompt) > PROMPT_LIMIT:
-            raise TiueError(f"the prompt has {len(prompt)} characters: give up to {PROMPT_LIMIT}")
         if decoders not in MODES:
             raise TiueError(f"decoders is {_short(decoders)}: give {' or '.join(MODES)}")
-        prompt = " ".join(prompt.encode("utf-8", "replace").decode().split())
+        width, height = asked.get("width"), asked.get("height")
+        negative = _text("the negative prompt", asked.get("negative") or "")
+        guidance = _number("guidance", asked.get("guidance", 1.0), GUIDANCE_LIMIT)
+        if negative and guidance == 1:
+            guidance = GUIDED
         return Order(
             student=student,
-            prompt=prompt,
+            prompt=_text("the prompt", prompt),
             seed=_whole("seed", seed, 0, SEED_LIMIT),
             width=None if not width else _whole("width", width, 1, 1 << 16),
             height=None if not height else _whole("height", height, 1, 1 << 16),
             decoders="fast" if decoders == "draft" else decoders,
             draft=decoders == "draft",
             lora=lora or "",
-            strength=_number("the LoRA's strength", strength, STRENGTH_LIMIT),
+            strength=_number("the LoRA's strength", asked.get("strength", 1.0), STRENGTH_LIMIT),
+            negative=negative if guidance != 1 else "",
+            guidance=guidance,
         )
 
     def lora_of(self, order: Order) -> tuple[tuple[Lora, str], ...]:
@@ -253,6 +267,15 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
+def _text(name: str, value: Any) -> str:
+    """A prompt on one line, with single spaces."""
+    if not isinstance(value, str):
+        raise TiueError(f"{name} is {_short(value)}: give a text")
+    if len(value) > PROMPT_LIMIT:
+        raise TiueError(f"{name} has {len(value)} characters: give up to {PROMPT_LIMIT}")
+    return " ".join(value.encode("utf-8", "replace").decode().split())
+
+
 def _number(name: str, value: Any, limit: float) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not math.isfinite(value) or abs(value) > limit:
@@ -277,3 +300,32 @@ def offered(names: Sequence[str], accept_license: Any = False) -> list[Source]:
     if names:
         return [students.find(name, accept_license=accept_license) for name in names]
     return [students.find(row["name"]) for row in students.overview() if row["here"]]
+
+
+def restored(config: ServerConfig, metadata: Any) -> Order:
+    """The order behind a picture's metadata, a link or an entry of the history.
+
+    Raises:
+        TiueError: it does not say how it was made, or this page cannot make it.
+    """
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
+        raise TiueError("this does not say how it was made: use a picture saved by tiue")
+    asked = dict(metadata)
+    if metadata.get("made_in") == "ComfyUI":
+        raise TiueError("this was made in ComfyUI: drop it onto ComfyUI's page")
+    if metadata.get("draft"):
+        asked["decoders"] = "draft"
+    loras = metadata.get("loras")
+    if isinstance(loras, list) and loras:
+        if len(loras) > 1 or not isinstance(loras[0], dict):
+            raise TiueError("this was made with several LoRAs: use tiue generate --like")
+        asked |= {"lora": loras[0].get("name", ""), "strength": loras[0].get("strength", 1.0)}
+    names = ("seed", "student", "width", "height", "decoders", "lora", "strength")
+    known = {n: asked[n] for n in (*names, "negative", "guidance") if asked.get(n) is not None}
+    for name in ("strength", "guidance"):  # a link has texts
+        if isinstance(known.get(name), str):
+            try:
+                known[name] = float(known[name])
+            except ValueError:
+                raise TiueError(f"{name} is {_short(known[name])}: give a number") from None
+    return config.order(metadata["prompt"], **known)
