@@ -1,8 +1,16 @@
 """TiUE: one-pass text-to-image students.
 
-    from tiue_core import TiuePipeline, OneWaySchedule, SplitUNet
+    from tiue_core import TiuePipeline
 
-The names are looked up on first use, so that importing the package costs nothing.
+    pipe = TiuePipeline.from_pretrained("stickers")
+    image = pipe("a cat on a blue background", seed=0).images[0]
+
+The public face; each is looked up on first use, so that importing the package costs nothing:
+
+    TiuePipeline    text to image in one pass, a diffusers pipeline; TiueOutput is what it returns
+    OneWaySchedule  the noise levels, S and E_t, and the closed form: schedule.combine
+    SplitUNet       the two halves of a UNet, encode and decode; Features go between them
+    draw_noise      the noise of a seed
 """
 
 from __future__ import annotations
