@@ -293,6 +293,7 @@ def test_on_a_phone_the_picture_is_in_sight_while_typing(one_browser: Any, serve
     page.goto(server, timeout=SLOW)
     shown(page, "a cat on a blue background")
     page.locator("#tiue-prompt textarea").tap()
+    page.keyboard.press("End")
     page.keyboard.type("s")
     shown(page, "a cat on a blue backgrounds")
     page.wait_for_timeout(500)

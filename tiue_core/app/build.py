@@ -81,6 +81,7 @@ def theme() -> gr.themes.Base:
         block_label_text_color="*primary_700",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
         checkbox_label_background_fill_selected="*primary_600",
         input_placeholder_color="*neutral_600",
         link_text_color="*primary_700",
