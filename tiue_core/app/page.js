@@ -90,7 +90,7 @@ document.addEventListener('keydown', (event) => {
 });
 document.addEventListener('click', (event) => {
     if (event.target.closest('#tiue-dice, #tiue-variations button')) rest.next = picture()?.src ?? '';
-});
+}, true);  // before anything is replaced by the click
 
 // The address of the page is a link to the picture that is shown.
 let shown = '', speak;
