@@ -79,7 +79,7 @@ FIRST = [
     # lists
     ("batch", 2, r"LIST"),
     ("batch list.txt", 0, r"2 made"),
-    ("batch list.csv --out pics", 0, r"2 made"),
+    ("batch list.csv --out pics", 0, r"2 made.*; in pics, see pics/index\.html"),
     ("batch list.txt --dry-run", 0, r"2 pictures to make"),
     ("batch absent.csv", 1, r"absent\.csv does not exist"),
     ("batch made.png", 1, r"."),

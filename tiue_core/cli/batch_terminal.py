@@ -53,7 +53,8 @@ class Session:
         if self.as_json:
             emit(result)
         else:
-            print(line)
+            page = self.out / "index.html"
+            print(f"{line}; in {self.out}" + (f", see {page}" if page.is_file() else ""))
 
     def _paint(self, run: Any) -> None:
         from .console import say

@@ -20,6 +20,7 @@ import typer
 from ..errors import TiueError
 from ..io.messages import one_line
 from .config import defaults
+from .options import panel_of
 
 
 class Failed(TiueError):
@@ -57,9 +58,11 @@ def run(app: typer.Typer, arguments: list[str], commands: Sequence[str] = ()) ->
     try:
         with clean_warnings(debug):
             group: Any = typer.main.get_command(app)
-            for command in group.commands.values():
+            for name, command in group.commands.items():
                 for option in command.params:
                     option.show_envvar = False  # one rule for all of them, told once
+                    if panel := panel_of(name, option.name):
+                        option.rich_help_panel = panel
             settings = {"default_map": defaults(commands, group), "auto_envvar_prefix": "TIUE"}
             status = group(args=arguments, standalone_mode=False, prog_name="tiue", **settings)
         if status == 130:  # how typer reports Ctrl-C

@@ -22,3 +22,26 @@ def student_names(incomplete: str) -> list[str]:
     from ..students.registry import REGISTRY
 
     return [name for name in REGISTRY if name.startswith(incomplete)]
+
+
+PANELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "batch": {
+        "The list": (
+            *("seed", "count", "decoders", "combinations", "most", "wildcards", "loras"),
+            *("read_as", "encoding", "strict"),
+        ),
+        "What is written": ("out", "names", "image_format", "metadata", "sheet", "index"),
+        "The run": (
+            *("dry_run", "retry_failed", "batch_size", "engine", "actors", "ray_address"),
+            *("device", "dtype"),
+        ),
+        "The student": ("student", "steps", "base", "accept_license"),
+    },
+}
+"""Options of commands that have many, in groups for their help."""
+
+
+def panel_of(command: str, option: str) -> str | None:
+    """The group of an option in its command's help; None for the general one."""
+    groups = PANELS.get(command, {})
+    return next((panel for panel, names in groups.items() if option in names), None)
