@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -120,28 +121,39 @@ class TeacherTask(Task):
         for first in range(0, len(scenes), ENCODED):
             pixels = render(scenes[first : first + ENCODED]).to(device)
             found.append(encode_mean(half, to_unit(pixels)).float())
-        return torch.cat(found)
+        return torch.cat(found).cpu()
 
     def _renew(self, step: int) -> None:
         """The pool as it is at an update: every one puts ``fresh`` new scenes in its oldest places.
 
         What update n draws depends on n alone, so a run that resumes fills the pool it left.
         """
-        recipe = self.recipe
         if self.step is None:
-            logger.info("drawing and encoding %d scenes", recipe.pool)
-            scenes = self.world.scenes(recipe.pool, recipe.seed)
-            for past in range(max(0, step - recipe.pool // max(recipe.fresh, 1)), step):
-                for row, scene in self._fresh(past):
-                    scenes[row] = scene
-            self.latents = self._encode(scenes)
-            self.tokens = tokenize(self.tokenizer, [scene.caption for scene in scenes]).input_ids
-        elif recipe.fresh:
-            rows, drawn = zip(*self._fresh(step - 1), strict=True)
-            self.latents[list(rows)] = self._encode(list(drawn))
-            captions = [scene.caption for scene in drawn]
-            self.tokens[list(rows)] = tokenize(self.tokenizer, captions).input_ids
+            self._fill()
+            renewals = range(max(0, step - self._rounds()), step)
+        else:
+            renewals = range(step - 1, step)
+        if self.recipe.fresh:
+            for past in renewals:  # each by itself, so a resumed pool has the same bits
+                rows, drawn = zip(*self._fresh(past), strict=True)
+                self.latents[list(rows)] = self._encode(list(drawn))
+                captions = [scene.caption for scene in drawn]
+                self.tokens[list(rows)] = tokenize(self.tokenizer, captions).input_ids
         self.step = step
+
+    def _rounds(self) -> int:
+        """Updates after which nothing of an older pool is left."""
+        return -(-self.recipe.pool // max(self.recipe.fresh, 1))
+
+    def _fill(self) -> None:
+        """The pool at the beginning; encoded once, then read."""
+        recipe, file = self.recipe, self.recipe.out / "latents.safetensors"
+        scenes = self.world.scenes(recipe.pool, recipe.seed)
+        if not file.is_file():
+            logger.info("drawing and encoding %d scenes", recipe.pool)
+            save_file({"latents": self._encode(scenes).cpu().half().contiguous()}, file)
+        self.latents = load_file(file)["latents"].float()
+        self.tokens = tokenize(self.tokenizer, [scene.caption for scene in scenes]).input_ids
 
     def _fresh(self, step: int) -> list[tuple[int, Scene]]:
         """The new scenes of an update, and their places in the pool."""
