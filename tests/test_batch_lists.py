@@ -19,13 +19,14 @@ from tiue_core.batch.jobs import Job, Planner
 from tiue_core.batch.lists import read_list, read_rows, read_text
 from tiue_core.batch.schema import BadRow, Row
 from tiue_core.batch.studio import Plan
+from tiue_core.batch.syntax import TemplateError
 from tiue_core.batch.templates import (
     BadName,
     file_name,
     fill,
     safe,
 )
-from tiue_core.batch.wildcards import TemplateError, Wildcards
+from tiue_core.batch.wildcards import Wildcards
 from tiue_core.errors import TiueError
 
 

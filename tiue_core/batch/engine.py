@@ -11,6 +11,8 @@ a run that nothing interrupted (a picture may differ in its last bit between bat
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +23,13 @@ from typing import Any
 from ..errors import TiueError
 from ..io.files import explain, write_atomically
 from ..io.images import read_metadata
-from .formats import SUFFIXES, encode
+from .formats import SUFFIXES, PictureError, encode
 from .jobs import Job
 from .manifest import Manifest, State, check_there
 from .paint import record_of
 from .schema import BadRow
 
+_NAMELESS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 WINDOW = 16  # batches that jobs are gathered from, so that few batches are mixed or short
 _WRITERS = 4
 Batch = list[Job]
@@ -207,7 +210,10 @@ class Run:
         return save(self.manifest.folder, job.file, SUFFIXES[self.kind], data, job.id)
 
     def _made(self, job: Job, future: Future[Path]) -> Result:
-        path = future.result()
+        try:
+            path = future.result()
+        except PictureError as error:
+            return self._failed(job, str(error))
         file = path.relative_to(self.manifest.folder).as_posix()
         self.manifest.append({"status": "made", "file": file, **line_of(job)})
         return Result("made", job, path)
@@ -230,12 +236,14 @@ def save(folder: Path, file: str, suffix: str, data: bytes, job: str) -> Path:
     Raises:
         TiueError: the folder is gone, the disk is full, or a link leads out of the folder.
     """
-    name = PurePosixPath(file)
+    name = _fitted(folder, PurePosixPath(file), len(suffix) + len(job) + 1)
     try:
         for inner in reversed(name.parents[:-1]):  # the folder itself is never made anew
             (folder / inner).mkdir(exist_ok=True)
     except OSError as error:
         check_there(folder)
+        if error.errno in _NAMELESS:
+            raise PictureError(f"its name cannot be used here ({file[:40]}...)") from None
         raise explain(error, folder / name) from error
     for stem in (name.name, f"{name.name}_{job[:8]}", f"{name.name}_{job}"):
         path = folder / name.parent / (stem + suffix)
@@ -243,14 +251,26 @@ def save(folder: Path, file: str, suffix: str, data: bytes, job: str) -> Path:
             raise TiueError(f"{path.parent} leads out of {folder}: remove that link")
         try:
             write_atomically(path, data, overwrite=False, make_folder=False)
-        except TiueError:
+        except TiueError as error:
             check_there(folder)
+            if getattr(error.__cause__, "errno", None) in _NAMELESS:
+                raise PictureError(f"its name cannot be used here ({path.name[:40]}...)") from None
             raise
         except FileExistsError:
             if not same_picture(path, data, job):
                 continue  # somebody else's: it stays
         return path
     raise TiueError(f"{path} is taken by another picture: choose another folder")
+
+
+def _fitted(folder: Path, name: PurePosixPath, tail: int) -> PurePosixPath:
+    """A relative path whose parts are as long as the file system takes, in bytes."""
+    try:
+        most = os.pathconf(folder, "PC_NAME_MAX") - tail
+    except (AttributeError, OSError, ValueError):
+        return name
+    parts = (part.encode()[:most].decode(errors="ignore").rstrip(" .") for part in name.parts)
+    return PurePosixPath(*(part or "image" for part in parts))
 
 
 def same_picture(path: Path, data: bytes, job: str) -> bool:

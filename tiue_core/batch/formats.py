@@ -16,6 +16,11 @@ from typing import Any
 from ..errors import TiueError
 from ..io.images import a1111_parameters, encode_png
 
+
+class PictureError(TiueError):
+    """One picture cannot be written; others can."""
+
+
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 QUALITY = 95
 _DESCRIPTION, _MAKE, _MODEL, _COMMENT, _EXIF = 0x010E, 0x010F, 0x0110, 0x9286, 0x8769
@@ -36,7 +41,7 @@ def encode(
         comfyui: ComfyUI's `prompt` and `workflow`, if the picture was made there.
 
     Raises:
-        TiueError: the metadata is too long for JPEG.
+        PictureError: the metadata is too long for JPEG, or the picture is no picture of that kind.
     """
     buffer = io.BytesIO()
     if metadata is None:
@@ -48,8 +53,8 @@ def encode(
         image.save(buffer, format=kind.upper(), exif=_exif(metadata, comfyui), **_options(kind))
     except ValueError as error:
         if "exif" not in str(error).lower():
-            raise
-        raise TiueError("the metadata is too long for JPEG: use PNG, or --no-metadata") from None
+            raise PictureError(f"it cannot be written as {kind} ({error}): use PNG") from None
+        raise PictureError("the metadata is too long for JPEG: use PNG, or --no-metadata") from None
     return buffer.getvalue()
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..io.files import write_atomically
+from ..io.files import own_file, write_atomically
 
 TEMPLATE = Path(__file__).parent / "page.html"
+MARK = b'<meta name="generator" content="tiue">'
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # inside <script>, JSON stays JSON
 
 
@@ -24,7 +25,7 @@ def html_index(folder: Path, records: Iterable[dict[str, Any]]) -> Path:
         text = json.dumps(entry, ensure_ascii=False)
         lines.append("".join(_UNSAFE.get(char, char) for char in text))
     before, after = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/")
-    path = folder / "index.html"
+    path = own_file(folder, "index", ".html", MARK)
     page = before + ",\n".join(lines) + after
     write_atomically(path, page.encode("utf-8", "replace"))
     return path

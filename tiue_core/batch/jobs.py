@@ -10,16 +10,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from ..core.arguments import SEEDS
 from ..errors import TiueError
 from ..io.images import slug
 from ..students.lora import Lora
-from .schema import (
-    BadRow,
-    LoraChoice,
-    Placed,
-    Row,
-)
+from .schema import BadRow, LoraChoice, Placed, Row, loras_in
+from .syntax import TemplateError
 from .templates import (
     NAME,
     BadName,
@@ -27,7 +25,7 @@ from .templates import (
     file_name,
     fill,
 )
-from .wildcards import TemplateError, Wildcards
+from .wildcards import Wildcards
 
 SIZE = 2048 * 2048  # pixels of one picture, at most
 
@@ -98,6 +96,7 @@ class Planner:
         seed: of rows that have none; default: each row's own, from its text.
         combinations: make every combination of wildcards, rather than a random one a picture.
         loras: the folder where LoRAs are looked up by name.
+        subject: what `{prompt}` in a row stands for, as in the styles of A1111.
     """
 
     def __init__(
@@ -111,6 +110,7 @@ class Planner:
         wildcards: Wildcards | None = None,
         loras: Path | None = None,
         decoders: str = "exact",
+        subject: str = "",
     ) -> None:
         try:
             check_path(names)
@@ -118,7 +118,7 @@ class Planner:
             raise TiueError(f"--names: {error}") from None
         self.settings, self.names, self.seed, self.count = settings, names, seed, count
         self.every, self.wildcards = combinations, wildcards or Wildcards()
-        self.folder, self.decoders = loras, decoders
+        self.folder, self.decoders, self.subject = loras, decoders, subject
         self._loras: dict[str, tuple[Path, str] | str] = {}
 
     def jobs(self, rows: Iterable[Placed | BadRow]) -> Iterator[Job | BadRow]:
@@ -134,12 +134,15 @@ class Planner:
                 for job in self._of_row(placed, repeats, index):
                     index += 1
                     yield job
+            except PydanticCustomError as error:
+                yield BadRow(placed.file, placed.line, "prompt", error.message())
             except _Refused as error:
                 yield BadRow(placed.file, placed.line, error.column, str(error))
             except TemplateError as error:
                 yield BadRow(placed.file, placed.line, "prompt", str(error))
             except BadName as error:
-                column = "name" if row.name else "--names"
+                of_file = "no column: use" in str(error) or "folder" in str(error)
+                column = ("name" if row.name else "--names") if of_file else "prompt"
                 yield BadRow(placed.file, placed.line, column, str(error))
 
     def _of_row(self, placed: Placed, repeats: Counter[bytes], index: int) -> Iterator[Job]:
@@ -154,7 +157,10 @@ class Planner:
         if width * height > SIZE:
             raise _Refused("width", f"{width} x {height} is too large: give at most {SIZE} pixels")
         count = row.count or self.count
-        template = fill(row.prompt, row.columns)
+        own_columns = {**row.columns, **({"prompt": self.subject} if row.columns else {})}
+        if "{prompt}" in row.prompt:  # a style of A1111
+            own_columns["prompt"] = self.subject
+        template = fill(row.prompt, own_columns, row.unusable)
         loras = tuple(self._lora(choice) for choice in row.lora)
         seed = self._first_seed(row, repeats, count)
         if seed + count > SEEDS:
@@ -162,7 +168,7 @@ class Planner:
                 "seed", f"{seed} and {count} pictures: give a seed below {SEEDS - count}"
             )
         decides: dict[str, Any] = {
-            "negative": fill(row.negative, row.columns),
+            "negative": fill(row.negative, own_columns, row.unusable),
             "width": width,
             "height": height,
             "decoders": row.decoders or self.decoders,
@@ -170,6 +176,12 @@ class Planner:
         digests = [(digest, strength) for _, strength, digest in loras]
         several = count > 1 or (self.every and self.wildcards.count(template) > 1)
         for picture, (prompt, own) in enumerate(self._prompts(template, seed, count)):
+            prompt, named = loras_in(prompt)
+            if not prompt:
+                raise _Refused("prompt", "it comes out empty: an option of {a|} is nothing")
+            if named:
+                loras = tuple(self._lora(choice) for choice in (*row.lora, *named))
+                digests = [(digest, strength) for _, strength, digest in loras]
             key = job_id(settings, prompt=prompt, seed=own, loras=digests, **decides)
             values: dict[str, str | int] = {
                 **row.columns,
@@ -201,7 +213,8 @@ class Planner:
             for prompt in self.wildcards.combinations(template):
                 yield from ((prompt, seed + n) for n in range(count))
         else:
-            yield from ((self.wildcards.sample(template, seed + n), seed + n) for n in range(count))
+            for n in range(count):
+                yield self.wildcards.sample(template, seed + n, turn=n), seed + n
 
     def _first_seed(self, row: Row, repeats: Counter[bytes], count: int) -> int:
         if row.seed is not None:

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .schema import (
     Placed,
     check_row,
     known_name,
+    prompt_column,
     shown,
 )
 
@@ -41,6 +43,15 @@ FOREIGN = frozenset(
         *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
         *("sampler_index", "sampler_name", "batch_size", "steps", "cfg_scale", "restore_faces"),
         *("tiling", "do_not_save_samples", "do_not_save_grid"),
+    ]
+)
+# Of kohya's sample prompts and of Midjourney: what they mean here, and what means nothing here.
+SHORT = {"n": "negative", "w": "width", "h": "height", "d": "seed", "no": "negative"}
+PASSED = frozenset(["l", "s", "g"])  # guidance and steps, as `FOREIGN`
+REFUSED = frozenset(
+    [
+        *("ar", "aspect", "v", "version", "niji", "stylize", "q", "quality", "chaos", "weird"),
+        *("style", "sref", "cref", "iw", "tile", "stop", "repeat", "raw", "exp", "cn", "am", "fs"),
     ]
 )
 LINE_LIMIT = 1 << 20  # characters
@@ -94,11 +105,19 @@ def read_text(text: str, kind: str = "txt", name: str = "list") -> Rows:
 
 def read_rows(file: Iterable[str], kind: str, name: str) -> Rows:
     """Rows from an open text file (newlines kept as they are)."""
-    for number, (line, raw) in enumerate(_READERS[kind](_ticking(file))):
+    lines, first = _ticking(file), ""
+    if kind == "txt":  # a spreadsheet's "Unicode text" is a table with tabs
+        first = next(lines, "")
+        names = [known_name(cell.strip(' "')) for cell in first.split("\t")]
+        kind = "csv" if len(names) > 1 and prompt_column(names) else kind
+    number = -1
+    for number, (line, raw) in enumerate(_READERS[kind](chain([first] if first else [], lines))):
         if isinstance(raw, Unreadable):
             yield BadRow(name, line, raw.column, str(raw))
         else:
             yield check_row(raw, name, line, number)
+    if number < 0:
+        yield BadRow(name, 1, "", "there is no row in this list: write a prompt")
 
 
 def _ticking(file: Iterable[str]) -> Iterator[str]:
@@ -147,7 +166,9 @@ def _txt(file: Iterable[str]) -> Raw:
 
 
 _OPTION = re.compile(
-    r"(?:^|(?<=\s))--(?=(?:" + "|".join([*KNOWN, "negative_prompt", "n_iter", *FOREIGN]) + r")\b)"
+    r"(?:^|(?<=\s))--(?=(?:"
+    + "|".join([*KNOWN, "negative_prompt", "n_iter", *FOREIGN, *SHORT, *PASSED, *REFUSED])
+    + r")(?=\s|$))"
 )
 
 
@@ -168,7 +189,11 @@ def _options(text: str) -> dict[str, Any]:
     for word in words:
         if word.startswith("--") and (len(word) > 2):
             name = known_name(word[2:])
-            if name not in KNOWN and name not in FOREIGN:
+            name = SHORT.get(name, name)
+            if name in REFUSED:
+                why = "give --width and --height" if name in ("ar", "aspect") else "leave it out"
+                raise Unreadable(f"{shown(word)} is another program's option: {why}")
+            if name not in KNOWN and name not in FOREIGN | PASSED:
                 allowed = ", ".join("--" + known for known in KNOWN)
                 raise Unreadable(f"{shown(word)} is no option: use {allowed}")
             if name in row:
@@ -176,7 +201,7 @@ def _options(text: str) -> dict[str, Any]:
             row[name] = ""
         else:
             row[name] = f"{row.get(name, '')} {word}".strip()
-    return {name: value for name, value in row.items() if name not in FOREIGN}
+    return {name: value for name, value in row.items() if name not in FOREIGN | PASSED}
 
 
 # --- csv -----------------------------------------------------------------------------------
@@ -228,7 +253,12 @@ def _csv(file: Iterable[str]) -> Raw:
         except StopIteration:
             return
         except csv.Error as error:
-            source.give_back(1)  # a quote that never closes has taken other rows with it
+            source.give_back(1)
+            if delimiter == "\t" and header is not None:  # data sets quote nothing
+                cells = source.taken[0].rstrip("\r\n").split("\t")
+                yield line, {name: cell for name, cell in zip(header, cells, strict=False) if name}
+                continue
+            # a quote that never closes has taken other rows with it
             if header is None:
                 yield line, Unreadable(f"the header cannot be read ({error}): mend the quotes")
                 return
@@ -254,11 +284,11 @@ def _csv(file: Iterable[str]) -> Raw:
             )
             continue
         named = zip(header, cells, strict=False)
-        yield line, {name: cell for name, cell in named if name and cell != ""}
+        yield line, {name: cell for name, cell in named if name}
 
 
 def _header(names: list[str]) -> str:
-    if "prompt" not in names:
+    if prompt_column(names) is None:
         return "the first line names no column 'prompt': give a header such as prompt,seed"
     if len(names) > COLUMN_LIMIT:
         return f"there are more than {COLUMN_LIMIT} columns: leave some out"

@@ -12,6 +12,9 @@ from .rows import Raw, Unreadable, as_row
 _PIECE = 1 << 14  # characters handed to the parser at once
 
 
+INT = "tag:yaml.org,2002:int"
+
+
 def read_yaml(file: Iterable[str]) -> Raw:
     """A list of texts and tables. Streamed: node by node, each built on its own."""
     import yaml
@@ -25,6 +28,13 @@ def read_yaml(file: Iterable[str]) -> Raw:
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise Unreadable("'<<' is not understood here: write the columns out")
 
+    # `0123` is 123 and `1:30` no number: YAML 1.1 reads the one as octal, the other as 90
+    Loader.yaml_implicit_resolvers = {
+        first: [one for one in known if one[0] != INT]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(INT, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+    Loader.add_constructor(INT, lambda loader, node: int(node.value))
     try:
         loader = Loader(_Reader(file))
     except yaml.YAMLError as error:

@@ -35,21 +35,35 @@ class Manifest:
 
     Args:
         run: tells this version of the list from others; see `State.EARLIER`.
+        suffix: of the pictures that count as made; default: any.
+
+    Raises:
+        TiueError: the manifest cannot be read, or is a file of somebody else's.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, suffix: str = "") -> None:
         self.path, self.folder, self.run = folder / FILE, folder, run
         # 16 bytes a picture, not its record: a list may be long
         self.states: dict[bytes, State] = {}
         self.broken = self.gone = 0
         for record in self.records():
             key, made = bytes.fromhex(record["id"]), record.get("status") == "made"
+            if made and not record["file"].endswith(suffix):
+                continue
             if made and not (folder / record["file"]).is_file():
                 self.gone += 1
                 self.states.pop(key, None)
                 continue
             state = State.MADE if made else State.FAILED
             self.states[key] = state if record.get("run") == run else state | State.EARLIER
+        if self.broken and not any(True for _ in self.records()) and not self._begun():
+            raise TiueError(f"{self.path} is no manifest of pictures: choose another folder")
+
+    def _begun(self) -> bool:
+        """Whether the file begins as ours do: its only line may have been cut off."""
+        begun = b'{"status": "'
+        with self.path.open("rb") as file:
+            return file.read(len(begun)).startswith(begun)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All whole lines, in the order they were written.

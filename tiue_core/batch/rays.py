@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import TiueError
 from .engine import Batch, Engine
-from .formats import encode
+from .formats import PictureError, encode
 from .jobs import Job
 
 
@@ -59,7 +59,10 @@ class Worker:
         for job, outcome in zip(batch, painter.paint(batch), strict=True):
             metadata = painter.record(job) if self.metadata else None
             good = not isinstance(outcome, str)
-            data = encode(outcome, metadata, self.kind) if good else b""
+            try:
+                data = encode(outcome, metadata, self.kind) if good else b""
+            except PictureError as error:
+                outcome, data, good = str(error), b"", False
             table.append({"job": job.to_json(), "data": data, "error": "" if good else outcome})
         columns = {"job": pyarrow.string(), "data": pyarrow.binary(), "error": pyarrow.string()}
         return pyarrow.Table.from_pylist(table, schema=pyarrow.schema(columns))

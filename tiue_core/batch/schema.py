@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from ..core.arguments import DECODERS, SEEDS
+from .templates import column_name
 
 PROMPT_LIMIT = 10_000  # characters; text encoders read some 77 tokens
 FREE_LIMIT = 1_000  # characters of a free column
@@ -20,7 +21,9 @@ COUNT_LIMIT = 100_000  # pictures of one row
 LORA_LIMIT = 100  # LoRAs of one row
 SIDE_LIMIT = 4096  # px
 ALIASES = {"negative_prompt": "negative", "n_iter": "count", "loras": "lora"}
-_COLUMN = re.compile(r"[^\W\d]\w{0,63}")
+PROMPTS = ("prompt", "prompts", "text", "caption")  # names of the prompt, the first one there
+_LORA = re.compile(r"<lora:[^<>]+>")
+SPREADSHEET = frozenset(["#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!"])
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def _text(value: Any, limit: int) -> str:
     if any("\ud800" <= char <= "\udfff" or char == "\N{REPLACEMENT CHARACTER}" for char in value):
         raise _wrong("the text is not UTF-8: save the list as UTF-8, or give --encoding")
     value = " ".join(value.split())
+    if value in SPREADSHEET:
+        raise _wrong(f"{value} is what a spreadsheet writes for an error: mend the cell")
     if not value.isprintable() and any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise _wrong("the text holds control characters: remove them")
     if len(value) > limit:
@@ -134,6 +139,18 @@ def _one_lora(item: str) -> LoraChoice:
     return LoraChoice(name.strip(), number)
 
 
+def loras_in(prompt: str) -> tuple[str, tuple[LoraChoice, ...]]:
+    """A prompt without its `<lora:name:strength>`, and those.
+
+    Raises:
+        PydanticCustomError: one that is no LoRA.
+    """
+    if "<lora:" not in prompt:
+        return prompt, ()
+    found = tuple(_one_lora(item) for item in _LORA.findall(prompt))
+    return " ".join(_LORA.sub(" ", prompt).split()), found
+
+
 def _decoders(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -143,7 +160,7 @@ def _decoders(value: Any) -> str | None:
 
 
 def _seed(value: Any) -> Any:
-    minus = isinstance(value, int | str) and str(value)[:9].strip() == "-1"
+    minus = re.fullmatch(r"\s*-1(\.0*)?\s*", str(value)[:40]) and not isinstance(value, bool)
     return None if minus else value  # how A1111 writes "no seed of its own"
 
 
@@ -166,9 +183,10 @@ class Row(BaseModel):
     name: Annotated[str, BeforeValidator(lambda value: _text(value, 200))] = ""
     decoders: Annotated[str | None, BeforeValidator(_decoders)] = None
     columns: dict[str, str] = Field(default_factory=dict)  # free ones, for prompts and names
+    unusable: dict[str, str] = Field(default_factory=dict)  # columns that hold no text, and why
 
 
-KNOWN = tuple(name for name in Row.model_fields if name != "columns")
+KNOWN = tuple(name for name in Row.model_fields if name not in ("columns", "unusable"))
 
 
 @dataclass(frozen=True)
@@ -183,33 +201,46 @@ class Placed:
 
 def known_name(column: str) -> str:
     """A column's own name: case, spaces, dashes and A1111's names for it are forgiven."""
-    name = "_".join(column.strip().casefold().replace("-", "_").split())
+    name = column_name(column)
     return ALIASES.get(name, name)
 
 
+def prompt_column(names: Iterable[str]) -> str | None:
+    """Which of a table's columns, by their own names, is the prompt."""
+    there = set(names)
+    return next((name for name in PROMPTS if name in there), None)
+
+
 def check_row(raw: Mapping[Any, Any], file: str, line: int, number: int) -> Placed | BadRow:
-    """A row as it was read, to a `Row`, or what is wrong with it."""
-    fields: dict[str, Any] = {}
-    columns: dict[str, str] = {}
+    """A row as it was read, to a `Row`, or what is wrong with it.
+
+    A column that nobody has to use may hold anything.
+    """
     if len(raw) > COLUMN_LIMIT:
         return BadRow(file, line, "", f"there are more than {COLUMN_LIMIT} columns: leave some out")
-    for key, value in raw.items():
-        name = known_name(key) if isinstance(key, str) else ""
-        if not _COLUMN.fullmatch(name):
-            return BadRow(file, line, "", f"{shown(key)} is no column name: use letters and digits")
-        if name in fields or name in columns:
+    fields: dict[str, Any] = {}
+    columns: dict[str, str] = {}
+    unusable: dict[str, str] = {}
+    names = [(known_name(key) if isinstance(key, str) else "", key) for key in raw]
+    prompt = prompt_column(name for name, key in names if raw[key] not in (None, ""))
+    for name, key in names:
+        name = "prompt" if name == prompt else name
+        if name in fields or name in columns or name in unusable:
             return BadRow(file, line, name, "the column is there twice: keep one of them")
-        if name not in KNOWN:
-            try:
-                columns[name] = "" if value is None else _text(value, FREE_LIMIT)
-            except PydanticCustomError as error:
-                return BadRow(file, line, name, error.message())
-        elif value is not None:
-            fields[name] = value
+        value = raw[key]
+        if name in KNOWN:
+            if value is not None and value != "":
+                fields[name] = value
+            continue
+        try:
+            columns[name] = "" if value is None else _text(value, FREE_LIMIT)
+        except PydanticCustomError as error:
+            unusable[name] = error.message()
     if "prompt" not in fields:
         return BadRow(file, line, "prompt", "there is no prompt: say what to paint")
     try:
-        return Placed(Row(**fields, columns=columns), file, line, number)
+        row = Row(**fields, columns=columns, unusable=unusable)
+        return Placed(row, file, line, number)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         column = str(first["loc"][0]) if first["loc"] else ""

@@ -8,8 +8,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ..io.files import write_atomically
+from ..io.files import own_file, write_atomically
 
+MARK = b"contact sheet by tiue"
 CELL, CAPTION, GAP = 160, 220, 8  # px
 COLUMNS, ROWS = 8, 12
 
@@ -22,9 +23,9 @@ def contact_sheets(folder: Path, records: Iterable[dict[str, Any]]) -> list[Path
     strips = _strips(records)
     pages: list[Path] = []
     while strip := list(islice(strips, ROWS)):
-        path = folder / f"sheet-{len(pages) + 1:03d}.jpg"
+        path = own_file(folder, f"sheet-{len(pages) + 1:03d}", ".jpg", MARK)
         buffer = io.BytesIO()
-        _page(folder, strip).save(buffer, format="JPEG", quality=88)
+        _page(folder, strip).save(buffer, format="JPEG", quality=88, comment=MARK)
         write_atomically(path, buffer.getvalue())
         pages.append(path)
     return pages

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 
 NAME = "{index}_{slug}_{seed}"
-FIELDS = ("index", "slug", "seed", "picture", "line", "width", "height", "name", "id")
 _DIGITS = 6  # of {index}: names of up to a million pictures sort as they are numbered
 _PART_BYTES = 180  # of a part of a path; file systems stop at 255, and a suffix follows
 _PARTS = 8  # folders in folders
-_PLACE = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")
+_PLACE = re.compile(r"\{([^\W\d][^{}|:$]*?)(?::0?(\d{1,2}))?\}")
+_COLUMN = re.compile(r"\{([^\W\d][^{}|:$]{0,63})\}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.I)
 
 
@@ -20,9 +21,31 @@ class BadName(ValueError):
     """What is wrong with a name, in one line."""
 
 
-def fill(text: str, columns: Mapping[str, str]) -> str:
-    """`text` with each `{column}` of the row filled in, once; other braces stay for wildcards."""
-    return _PLACE.sub(lambda match: columns.get(match[1].casefold(), match[0]), text)
+def fill(text: str, columns: Mapping[str, str], unusable: Mapping[str, str] | None = None) -> str:
+    """`text` with each `{column}` of the row filled in, once; other braces stay for wildcards.
+
+    Raises:
+        BadName: a column that is not there, while others are, or that holds no text.
+    """
+
+    def place(match: re.Match[str]) -> str:
+        name = column_name(match[1])
+        if name in columns:
+            return columns[name]
+        if unusable and name in unusable:
+            raise BadName(f"{match[0]}: {unusable[name]}")
+        if not columns or text[: match.start()][-1:] in ("$", "%", "\\"):
+            return match[0]
+        near = get_close_matches(name, columns, 1, 0.5)
+        there = f"did you mean {{{near[0]}}}?" if near else f"there is {', '.join(columns)}."
+        raise BadName(f"{match[0]} is no column: {there} For the sign itself write \\{{")
+
+    return _COLUMN.sub(place, text)
+
+
+def column_name(column: str) -> str:
+    """A column's name in braces and in a header: case, blanks and dashes are forgiven."""
+    return "_".join(column.strip().casefold().replace("-", "_").split())
 
 
 def file_name(template: str, values: Mapping[str, str | int]) -> PurePosixPath:
@@ -33,7 +56,7 @@ def file_name(template: str, values: Mapping[str, str | int]) -> PurePosixPath:
     """
 
     def place(match: re.Match[str]) -> str:
-        name, digits = match[1].casefold(), match[2]
+        name, digits = column_name(match[1]), match[2]
         if name not in values:
             raise BadName(f"{{{name}}} is no column: use one of {', '.join(sorted(values))}")
         value = values[name]

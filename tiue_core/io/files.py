@@ -70,6 +70,24 @@ def write_atomically(
             temporary.unlink()
 
 
+def own_file(folder: Path, stem: str, suffix: str, mark: bytes) -> Path:
+    """A name for a file that is made anew each time: free, or of one that begins with `mark`.
+
+    Somebody else's file of that name stays, and ours is called `stem-tiue`.
+    """
+    names = (f"{stem}-tiue{number or ''}" if number >= 0 else stem for number in range(-1, 1000))
+    for path in (folder / (name + suffix) for name in names):
+        try:
+            with path.open("rb") as file:
+                if mark in file.read(4096):
+                    return path
+        except FileNotFoundError:
+            return path
+        except OSError:
+            continue
+    raise TiueError(f"{folder / stem}{suffix} is taken: choose another folder")
+
+
 def to_disk(path: Path) -> None:
     """Wait until a file, or a folder's list of files, would survive a power cut."""
     if os.name != "posix":  # elsewhere folders cannot be opened, nor what is only read be flushed

@@ -93,6 +93,8 @@ def a1111_parameters(metadata: dict[str, Any]) -> str:
     prompt = " ".join(
         [metadata["prompt"], *(f"<lora:{lora['name']}:{lora['strength']:g}>" for lora in loras)]
     ).strip()
+    # readers split at these words; a blank before the colon is the same to a text encoder
+    prompt = re.sub(r"(?i)(negative prompt):", r"\1 :", prompt)
     pairs = {
         "Steps": len(metadata.get("timesteps") or []) or None,
         "Sampler": metadata.get("sampler", "TiUE"),
@@ -132,6 +134,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 text = described.removeprefix("tiue:") if described.startswith("tiue:") else None
     except FileNotFoundError:
         raise TiueError(f"{path} does not exist: check the path") from None
+    except Image.DecompressionBombError:
+        raise TiueError(f"{path} has too many pixels: use a picture made by tiue") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise TiueError(f"{path} is not a readable picture: use one made by tiue") from error
     try:
