@@ -34,7 +34,7 @@ def build(script: Any) -> list[Any]:
     gr.Markdown(HELP)
     with gr.Row():
         decoders = gr.Slider(
-            label="Decoders (K); 0 is the student's own",
+            label="Decoders (0: the student's)",
             minimum=0,
             maximum=16,
             step=1,
