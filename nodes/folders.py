@@ -6,16 +6,18 @@ Built in; diffusers folders and checkpoints in ComfyUI's model folders (``diffus
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import folder_paths
 
-from ..tiue_core.students.registry import REGISTRY, TEACHER
+from ..tiue_core.students.registry import REGISTRY, STICKERS, TEACHER
 
 KIND = "tiue"
 _FOLDERS = (KIND, "diffusers")  # where diffusers folders are looked for
 _FILES = (KIND, "checkpoints")  # where single files are looked for
+_PARTS = ("diffusion_models", "text_encoders", "vae")  # where ModelSave, CLIPSave, VAESave write
 
 
 def register() -> None:
@@ -28,7 +30,8 @@ def register() -> None:
 
 def choices() -> list[str]:
     """All students that can be chosen, the built-in one first."""
-    return list(dict.fromkeys([*REGISTRY, TEACHER, *_on_disk()]))
+    teacher = [TEACHER] if STICKERS.joinpath("teacher", "unet").is_dir() else []
+    return list(dict.fromkeys([*REGISTRY, *teacher, *_on_disk()]))
 
 
 def on_disk(choice: str) -> Path | None:
@@ -65,7 +68,28 @@ def _on_disk() -> dict[str, Path]:
             path = Path(folder_paths.get_full_path(kind, name) or "")
             if path.suffix == ".safetensors" and not _inside_student(path, Path(name)):
                 found.setdefault(_name(kind, Path(name)), path)
+    for kind in _PARTS:
+        for name in folder_paths.get_filename_list(kind):
+            path = Path(folder_paths.get_full_path(kind, name) or "")
+            if path.suffix == ".safetensors" and of_student(path):
+                found.setdefault(_name(kind, Path(name)), path)
     return found
+
+
+def of_student(path: Path) -> bool:
+    """Whether a file was saved from a student: its header names this pack."""
+    return _names_us(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _names_us(path: Path, _stamp: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = file.read(size) if size < 2**27 else b""
+    except OSError:
+        return False
+    return b"TiUE" in head or b"tiue." in head
 
 
 def _students_below(root: Path) -> list[Path]:

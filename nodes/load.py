@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..tiue_core.students import resolve as students
 from ..tiue_core.students.folder import check_folder
 from . import folders
-from .schema import schema
+from .schema import model_input, schema
 
 
 class LoadStudent(io.ComfyNode):
@@ -70,18 +71,21 @@ class LoadStudent(io.ComfyNode):
 
     @classmethod
     def execute(cls, student: str, accept_licence: bool = False) -> io.NodeOutput:
-        import folder_paths
+        return io.NodeOutput(*_load(student, accept_licence))
 
-        from .native import loading
 
-        path = folders.on_disk(student)
-        source = _known(student, accept_licence) if path is None else students.Source(student, path)
-        embeddings = folder_paths.get_folder_paths("embeddings")
-        if source.path.is_dir():
-            folder = check_folder(source.path)
-            more = {"unet": source.unet, "name": student}
-            return io.NodeOutput(*loading.load_folder(folder, embeddings, **more))
-        return io.NodeOutput(*loading.load_checkpoint(source.path, embeddings))
+def _load(student: str, accept_licence: bool = False) -> tuple[Any, Any, Any]:
+    import folder_paths
+
+    from .native import loading
+
+    path = folders.on_disk(student)
+    source = _known(student, accept_licence) if path is None else students.Source(student, path)
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    if source.path.is_dir():
+        folder = check_folder(source.path)
+        return loading.load_folder(folder, embeddings, unet=source.unet, name=student)
+    return loading.load_checkpoint(source.path, embeddings, _load)
 
 
 def _known(student: str, accept_licence: bool) -> students.Source:
@@ -98,4 +102,38 @@ def _known(student: str, accept_licence: bool) -> students.Source:
         return students.find(student, accept_license=accept, bar=progress.NodeBar)
 
 
-NODES = [LoadStudent]
+class SaveStudent(io.ComfyNode):
+    """A student, merged or with its LoRAs, as one checkpoint with its schedule and a card."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="TiUESaveStudent",
+            display_name="Save Student",
+            description="Writes MODEL, CLIP and VAE, with LoRAs and merges applied, as one "
+            "checkpoint that knows its schedule, and a card beside it. Load Student reads it.",
+            search_aliases=["tiue", "checkpoint save", "merge", "export"],
+            inputs=[
+                model_input(),
+                io.Clip.Input("clip", tooltip="The student's CLIP, with its LoRAs."),
+                io.Vae.Input("vae", tooltip="The student's VAE."),
+                io.String.Input(
+                    "name",
+                    default="my-student",
+                    tooltip="Of the file in output/checkpoints. One that is there is kept: a "
+                    "number is added.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="What Load Student calls it.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, name: str) -> io.NodeOutput:
+        from .native import saving
+
+        file = saving.save(model, clip, vae, name)
+        return io.NodeOutput(f"checkpoints/{file.name}", ui={"text": [str(file.name)]})
+
+
+NODES = [LoadStudent, SaveStudent]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from ...tiue_core.core.schedule import STEPS
 from ...tiue_core.io.files import read_header
 from ...tiue_core.students import checkpoint
 from ...tiue_core.students.checkpoint import STABLE_DIFFUSION, Made
-from . import shapes
+from .. import folders
+from . import saved, shapes
 from .notes import KEY
 
 Weights = dict[str, torch.Tensor]
@@ -44,14 +47,49 @@ def load_folder(
         name: of the student, the folder's by default.
     """
     vae_config = _config(folder / "vae")
-    model = _unet(folder, unet or folder / "unet", vae_config, dtype)
-    model.set_attachments(KEY, made_by(folder, name or folder.name))
-    return model, _clip(folder, embeddings, dtype), _vae(folder, vae_config, dtype)
+    name = name or folder.name
+    model = _unet(folder, unet or folder / "unet", vae_config, dtype=dtype, name=name)
+    entry = {
+        "name": name,
+        "config": CLIPTextConfig.from_pretrained(folder / "text_encoder").to_dict(),
+        "tokenizer": saved.tokenizer_files(folder / "tokenizer"),
+    }
+    texts = _weights(folder / "text_encoder")
+    clip = _clip(entry, texts, folder / "text_encoder", embeddings, dtype)
+    return model, clip, _vae(folder, vae_config, dtype)
 
 
-def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE from a checkpoint in Stable Diffusion's own format."""
+@dataclass(frozen=True)
+class _Builder:
+    """Parts of a student out of one file."""
+
+    path: Path
+    embeddings: Any
+
+    def unet(self, entry: dict[str, Any], weights: Weights) -> Any:
+        return _model(entry, weights, self.path)
+
+    def clip(self, entry: dict[str, Any], weights: Weights) -> Any:
+        return _clip(entry, weights, self.path, self.embeddings)
+
+    def vae(self, weights: Weights) -> Any:
+        tiny = any(key.startswith("taesd_") for key in weights)
+        return comfy.sd.VAE(sd=weights, config=None if tiny else saved.vae_config(weights))
+
+
+def load_checkpoint(
+    path: Path, embeddings: Any = None, base: Callable[[str], Any] | None = None
+) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE from a file of ComfyUI's save nodes, or in Stable Diffusion's format.
+
+    Args:
+        base: loads the student of a name, where a file holds only some of its parts.
+    """
     read_header(path)
+    if folders.of_student(path):
+        found = saved.read(path, _Builder(path, embeddings), base or _no_base)
+        if found is not None:
+            return found
     try:
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
             str(path), embedding_directory=embeddings
@@ -80,19 +118,28 @@ def load_checkpoint(path: Path, embeddings: Any = None) -> tuple[Any, Any, Any]:
     return model, clip, vae
 
 
-def _unet(folder: Path, unet: Path, vae_config: dict[str, Any], dtype: torch.dtype | None) -> Any:
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-    shape = shapes.unet_config(_config(unet))
-    config = shapes.model_config(
-        shape, {**STABLE_DIFFUSION, **scheduler}, _latent_scale(vae_config)
-    )
-    given = _weights(unet)
-    weights = {
-        ours: given.pop(theirs)
-        for theirs, ours in comfy.utils.unet_to_diffusers(config.unet_config).items()
-        if theirs in given
+def _unet(folder: Path, unet: Path, vae_config: dict[str, Any], **more: Any) -> Any:
+    entry = {
+        "name": more["name"],
+        "made": vars(made_by(folder, more["name"])),
+        "unet": _config(unet),
+        "scale": _latent_scale(vae_config),
     }
+    given = _weights(unet)
+    names = comfy.utils.unet_to_diffusers(shapes.unet_config(entry["unet"]))
+    weights = {ours: given.pop(theirs) for theirs, ours in names.items() if theirs in given}
+    return _model(entry, weights, unet, more["dtype"], given)
 
+
+def _model(
+    entry: dict[str, Any], weights: Weights, source: Path, dtype: Any = None, unused: Any = ()
+) -> Any:
+    """A MODEL from what tensors do not say and from tensors under ComfyUI's own names."""
+    made = saved.made_from(entry)
+    config = shapes.model_config(
+        shapes.unet_config(entry["unet"]), {**STABLE_DIFFUSION, **made.scheduler}, entry["scale"]
+    )
+    config.tiue_entry = saved.packed(entry)
     device = model_management.get_torch_device()
     supported = config.supported_inference_dtypes
     stored = dtype or model_management.unet_dtype(
@@ -104,11 +151,12 @@ def _unet(folder: Path, unet: Path, vae_config: dict[str, Any], dtype: torch.dty
     offload = model_management.unet_offload_device()
     model = config.get_model(weights, "").to(offload)
     expected = model.diffusion_model.state_dict().keys()
-    _complete(unet, expected - weights.keys(), given)
+    _complete(source, expected - weights.keys(), unused)
     model.load_model_weights(weights, "")
 
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     model = patcher(model, load_device=device, offload_device=offload)
+    model.set_attachments(KEY, made)
     return model
 
 
@@ -127,45 +175,68 @@ def made_by(folder: Path, name: str) -> Made:
     )
 
 
-def _clip(folder: Path, embeddings: Any, dtype: torch.dtype | None) -> Any:
-    config = CLIPTextConfig.from_pretrained(folder / "text_encoder").to_dict()
+def _clip(
+    entry: dict[str, Any], given: Weights, source: Path, embeddings: Any, dtype: Any = None
+) -> Any:
+    """A CLIP from what tensors do not say, and from the text encoder's tensors."""
+    config = dict(entry["config"])
     width, length = config["hidden_size"], config["max_position_embeddings"]
     name = "h" if width == 1024 else "l"  # as ComfyUI and LoRA files name SD2's and SD1's
-    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    # Not those of the config, which Stable Diffusion's own folders have wrong.
-    special = {"start": words.bos_token_id, "end": words.eos_token_id, "pad": words.pad_token_id}
     weights = {
         key if key.startswith("text_model.") else f"text_model.{key}": value
-        for key, value in _weights(folder / "text_encoder").items()
+        for key, value in given.items()
         if not key.endswith("position_ids")
     }
-
-    tokenizer = partial(
-        sd1_clip.SDTokenizer,
-        tokenizer_path=str(folder / "tokenizer"),
-        max_length=length,
-        embedding_size=width,
-        embedding_key=f"clip_{name}",
-        pad_token=words.pad_token_id,
-    )
-    target = comfy.supported_models_base.ClipTarget(
-        partial(sd1_clip.SD1Tokenizer, clip_name=name, tokenizer=tokenizer),
-        partial(
-            sd1_clip.SD1ClipModel,
-            clip_name=name,
-            clip_model=partial(_TextEncoder, config=config, special_tokens=special),
-        ),
-    )
-    clip = comfy.sd.CLIP(
-        target,
-        embedding_directory=embeddings,
-        parameters=sum(weight.numel() for weight in weights.values()),
-        model_options={} if dtype is None else {"dtype": dtype},
-    )
+    with saved.Folder(entry["tokenizer"]) as folder:
+        words = CLIPTokenizer.from_pretrained(folder)
+        # Not those of the config, which Stable Diffusion's own folders have wrong.
+        special = {
+            "start": words.bos_token_id,
+            "end": words.eos_token_id,
+            "pad": words.pad_token_id,
+        }
+        tokenizer = partial(
+            _Tokenizer,
+            entry=entry,
+            tokenizer_path=str(folder),
+            max_length=length,
+            embedding_size=width,
+            embedding_key=f"clip_{name}",
+            pad_token=words.pad_token_id,
+        )
+        target = comfy.supported_models_base.ClipTarget(
+            partial(sd1_clip.SD1Tokenizer, clip_name=name, tokenizer=tokenizer),
+            partial(
+                sd1_clip.SD1ClipModel,
+                clip_name=name,
+                clip_model=partial(_TextEncoder, config=config, special_tokens=special),
+            ),
+        )
+        clip = comfy.sd.CLIP(
+            target,
+            embedding_directory=embeddings,
+            parameters=sum(weight.numel() for weight in weights.values()),
+            model_options={} if dtype is None else {"dtype": dtype},
+        )
     missing, unexpected = clip.load_sd(weights)
     unused = {"logit_scale", "text_projection.weight"}  # of the image side of CLIP
-    _complete(folder / "text_encoder", {key for key in missing if key not in unused}, unexpected)
+    _complete(source, {key for key in missing if key not in unused}, unexpected)
     return clip
+
+
+class _Tokenizer(sd1_clip.SDTokenizer):
+    """A tokenizer that ComfyUI's save nodes write down, vocabulary and all."""
+
+    def __init__(self, *args: Any, entry: dict[str, Any], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.entry = entry
+
+    def state_dict(self) -> Weights:
+        return {f"{self.embedding_key}.{saved.TEXT}": saved.packed(self.entry)}
+
+
+def _no_base(name: str) -> Any:
+    raise ValueError(f"this file lacks parts of the student '{name}': give a whole checkpoint")
 
 
 class _TextEncoder(sd1_clip.SDClipModel):

@@ -43,6 +43,14 @@ def model_config(unet: Config, scheduler: Config, scaling_factor: float) -> Any:
         def model_type(self, state_dict: Any, prefix: str = "") -> Any:
             return kinds[prediction]  # SD20 would guess it from a bias, and guess wrong
 
+        def process_unet_state_dict_for_saving(self, state_dict: Any) -> Any:
+            saved = super().process_unet_state_dict_for_saving(state_dict)
+            return {**saved, "tiue.student": self.tiue_entry}  # what tensors do not say
+
+    if unet["context_dim"] != 1024:  # not OpenCLIP's encoder: no names of OpenCLIP's for it
+        Student.process_clip_state_dict = supported_models.SD15.process_clip_state_dict
+        own = supported_models.SD15.process_clip_state_dict_for_saving
+        Student.process_clip_state_dict_for_saving = own
     require(scheduler["beta_schedule"] == "scaled_linear", f"betas {scheduler['beta_schedule']}")
     config = Student(unet)
     config.latent_format.scale_factor = scaling_factor

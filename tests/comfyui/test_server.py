@@ -20,6 +20,7 @@ from server import Prompt, Refused, Server, nodes_of, to_prompt
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NODES = {
     "TiUELoadStudent",
+    "TiUESaveStudent",
     "TiUEOnePassSampler",
     "TiUESampler",
     "TiUESigmas",
@@ -211,10 +212,6 @@ def test_a_student_whose_files_vanish_after_the_list_was_made(
         server.run(prompt)
 
 
-def to_sd3_latent(prompt: Prompt) -> None:
-    prompt["3"]["class_type"] = "EmptySD3LatentImage"
-
-
 def to_a_picture(prompt: Prompt) -> None:
     prompt["99"] = copy.deepcopy(prompt["5"])
     prompt["5"]["inputs"]["latent"] = ["99", 0]
@@ -242,7 +239,6 @@ def to_guidance_alone(prompt: Prompt) -> None:
 
 BAD = {
     to_guidance_alone: ("two-stage", "TiUEOnePassSampler", "or set guidance to 1"),
-    to_sd3_latent: ("text-to-image", "TiUEOnePassSampler", "4 channels: use Empty Latent Image"),
     to_a_picture: ("two-stage", "TiUEOnePassSampler", "pure noise only: connect Empty Latent"),
     to_another_model: (
         "method-step-by-step",

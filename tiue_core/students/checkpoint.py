@@ -166,7 +166,7 @@ def write(parts: Parts, out: Path, dtype: Any = None) -> Path:
     try:
         with TemporaryDirectory(dir=out.parent, prefix=".tiue-") as folder:
             whole = Path(folder) / out.name
-            save_file(tensors, whole, _metadata(made, parts.configs["unet"]))
+            save_file(tensors, whole, metadata(made, parts.configs["unet"]["cross_attention_dim"]))
             to_disk(whole)
             return whole.replace(out)
     except OSError as error:
@@ -186,9 +186,12 @@ def renamed(parts: Parts, name: str) -> Parts:
     return replace(parts, made=replace(parts.made, name=name))
 
 
-def _metadata(made: Made, unet: Mapping[str, Any]) -> dict[str, str]:
-    """Ours, and what others read of it (Stability AI's model spec 1.0.0)."""
-    context = unet["cross_attention_dim"]
+def metadata(made: Made, context: int) -> dict[str, str]:
+    """Ours, and what others read of it (Stability AI's model spec 1.0.0).
+
+    Args:
+        context: the width of the prompt's embedding, which tells Stable Diffusion 1 from 2.
+    """
     return {
         "format": "pt",
         KEY: json.dumps({"format": FORMAT, **vars(made)}, sort_keys=True),

@@ -125,7 +125,7 @@ def test_inpainting(nodes, inpainting, positive, student):
 @pytest.mark.parametrize("shape", [(1, 16, 16, 16), (1, 4, 1, 16, 16)])
 def test_latent_of_another_model(nodes, student, positive, shape):
     with refused("the student wants 4 channels: use Empty Latent Image"):
-        nodes.OnePassSampler(student.model, positive, {"samples": torch.zeros(shape)}, 0)
+        nodes.OnePassSampler(student.model, positive, {"samples": torch.ones(shape)}, 0)
 
 
 def test_latent_that_holds_a_picture(nodes, student, positive):
