@@ -143,6 +143,25 @@ def test_the_editor_is_told_what_is_wrong(server: Server) -> None:
     assert "is no prompt list" in told["bad"][0]["message"]
 
 
+def test_a_list_without_end_ends_being_looked_through(server: Server) -> None:
+    told = server.post("/tiue/check_list", {"text": "a --count 100000\n" * 9_000, "kind": "txt"})
+    assert told["more"] and told["pictures"] and not told["bad"]
+    many = "prompt," + ",".join(f"c{i}" for i in range(64_000))
+    told = server.post("/tiue/check_list", {"text": many, "kind": "csv"})
+    assert "more than 1000 columns" in told["bad"][0]["message"] and not told["more"]
+    told = server.post("/tiue/check_list", {"text": "[" * 900_000, "kind": "jsonl"})
+    assert "no JSON" in told["bad"][0]["message"]
+    deep: Any = "a"
+    for _ in range(400):
+        deep = [deep]
+    told = server.post("/tiue/check_list", {"text": deep, "kind": "txt", "combinations": deep})
+    assert told["pictures"] == 1
+    with pytest.raises(Refused, match="give text and kind"):
+        server.post("/tiue/check_list", [deep])
+    with pytest.raises(Refused, match="too long"):
+        server.post("/tiue/check_list", {"text": "a" * (5 << 20), "kind": "txt"})
+
+
 def test_a_file_of_the_input_folder(server: Server, prompt: Prompt, folder: Path) -> None:
     path = server.base / "input" / "pets.csv"
     path.write_text("prompt,seed\na cat,1\n")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from served import served
-from test_page_server import PROMPT, call, generate, png
+from test_page_server import JSON, PROMPT, call, generate, png
 
 pytestmark = pytest.mark.slow
 
@@ -80,18 +80,17 @@ def test_endpoints_with_wrong_types_answer_in_one_line(site: httpx.Client) -> No
     ids=range(13),
 )  # fmt: skip
 def test_bodies_that_are_none(site: httpx.Client, body: bytes) -> None:
-    head = {"content-type": "application/json"}
     paths = ("call/generate", "call/v2/generate", "call/nothing", "call/v2/nothing", "queue/join")
     paths += ("run/nothing", "api/nothing", "cancel", "reset", "component_server", "upload")
     for path in paths:
-        answer = site.post(f"/gradio_api/{path}", content=body, headers=head)
+        answer = site.post(f"/gradio_api/{path}", content=body, headers=JSON)
         assert answer.status_code < 500, (path, answer.text[:200])
 
 
 def handler(site: httpx.Client, number: int, data: list[Any], session: str) -> Any:
     """What a handler of the page answers: its output, or its error."""
     body = {"fn_index": number, "data": data, "session_hash": session}
-    joined = site.post("/gradio_api/queue/join", content=json.dumps(body))
+    joined = site.post("/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
     assert joined.status_code < 500, joined.text[:200]
     if joined.status_code != 200:
         return {"error": joined.text}

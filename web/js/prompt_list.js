@@ -72,7 +72,8 @@ class Editor {
                     combinations: this.value("combinations"),
                 }),
             });
-            const { bad, pictures, more } = await answer.json();
+            const { error, bad, pictures, more } = await answer.json();
+            if (error) throw new Error(error);
             if (asked !== this.#asked) return; // a later text was asked about meanwhile
             const counted = `${pictures}${more ? "+" : ""} pictures${bad.length ? `, ${bad.length} bad rows` : ""}`;
             this.show(bad, told === this.#told ? counted : this.summary.textContent);
