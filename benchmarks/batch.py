@@ -39,10 +39,11 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def throughput(student: str, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
     from tiue_core.batch.index import html_index
+    from tiue_core.batch.options import RunOptions
+    from tiue_core.batch.session import BatchSession
     from tiue_core.batch.sheet import contact_sheets
-    from tiue_core.batch.studio import Plan, Studio
 
-    studio = Studio.open(student, device="cpu")
+    studio = BatchSession.open(student, device="cpu")
     images = batch_size * batches
     rows = "".join(f"{prompt(i)} --seed {i}\n" for i in range(images))
 
@@ -53,7 +54,7 @@ def throughput(student: str, batch_size: int, batches: int, rounds: int) -> dict
 
     def whole() -> None:
         with tempfile.TemporaryDirectory(dir=".") as folder:
-            with studio.run(Plan(rows, batch_size=batch_size), Path(folder)) as run:
+            with studio.run(RunOptions(rows, batch_size=batch_size), Path(folder)) as run:
                 made = sum(result.kind == "made" for result in run)
             assert made == images
             html_index(Path(folder), run.manifest.made())
@@ -77,9 +78,10 @@ def long_list(student: str, rows: int, seconds: float) -> dict[str, Any]:
     """A list of many rows: the real student for some time, then plain pictures to the end."""
     from PIL import Image
 
-    from tiue_core.batch.studio import Plan, Studio
+    from tiue_core.batch.options import RunOptions
+    from tiue_core.batch.session import BatchSession
 
-    studio = Studio.open(student, device="cpu")
+    studio = BatchSession.open(student, device="cpu")
     studio.painter.pipe("warm", seed=0)
     with tempfile.TemporaryDirectory(dir=".") as place:
         path = Path(place) / "list.csv"
@@ -88,7 +90,7 @@ def long_list(student: str, rows: int, seconds: float) -> dict[str, Any]:
             file.writelines(f"{prompt(i)},{i}\n" for i in range(rows))
         began = time.perf_counter()
         first, painted = 0.0, 0
-        with studio.run(Plan(path), Path(place) / "real") as run:
+        with studio.run(RunOptions(path), Path(place) / "real") as run:
             for result in run:
                 first = first or time.perf_counter() - began
                 painted += result.kind == "made"
@@ -98,7 +100,7 @@ def long_list(student: str, rows: int, seconds: float) -> dict[str, Any]:
         studio.painter.paint = lambda jobs: [plain] * len(jobs)  # type: ignore[method-assign]
         os.fsync, fsync = (lambda handle: None), os.fsync
         memory: list[float] = []
-        with studio.run(Plan(path), Path(place) / "plain") as run:
+        with studio.run(RunOptions(path), Path(place) / "plain") as run:
             for count, _ in enumerate(run):
                 if count % (rows // 10) == 0:
                     memory.append(_resident())
@@ -106,7 +108,7 @@ def long_list(student: str, rows: int, seconds: float) -> dict[str, Any]:
         memory.append(_resident())
         assert run.counts.made == rows
         began = time.perf_counter()
-        with studio.run(Plan(path), Path(place) / "plain") as again:
+        with studio.run(RunOptions(path), Path(place) / "plain") as again:
             there = sum(result.kind == "there" for result in again)
         return {
             "rows": rows,

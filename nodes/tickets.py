@@ -20,9 +20,9 @@ from ..tiue_core.batch.jobs import Job, Settings
 from ..tiue_core.batch.limits import TooLongError, tick
 from ..tiue_core.batch.lists import KINDS
 from ..tiue_core.batch.manifest import Manifest, State
+from ..tiue_core.batch.options import RunOptions
 from ..tiue_core.batch.paint import record_of
 from ..tiue_core.batch.schema import BadRow
-from ..tiue_core.batch.studio import Plan
 from ..tiue_core.batch.templates import BadName, check_path, file_name
 from ..tiue_core.errors import TiueError
 
@@ -86,7 +86,7 @@ def stamp(file: str, folder: str) -> str:
 
 def check(text: str, kind: str, combinations: bool) -> dict[str, Any]:
     """Bad rows and pictures of a text, for the editor; `more`, where it was not read to its end."""
-    plan = Plan(text, kind, combinations=combinations, wildcards=_wildcards())
+    plan = RunOptions(text, kind, combinations=combinations, wildcards=_wildcards())
     bad, pictures, more = [], 0, False
     try:
         for job in plan.jobs(_settings("", 512, 512)):
@@ -127,7 +127,7 @@ def issue(
         ValueError: bad rows that are not to be skipped, or a list that cannot be read.
     """
     root = Path(folder_paths.get_input_directory())
-    plan = Plan(
+    plan = RunOptions(
         text if file == TYPED else root / file,
         kind if file == TYPED else None,
         names=names,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from tiue_core.batch.jobs import Job, Settings
+from tiue_core.batch.options import RunOptions as Plan
 from tiue_core.batch.paint import record_of
-from tiue_core.batch.studio import Plan, Studio
+from tiue_core.batch.session import BatchSession
 
 SETTINGS = Settings("plain", "ab" * 32, (751, 501, 251, 1), 16, 16)
 
@@ -40,14 +42,15 @@ class PlainPainter:
         return Image.new("RGB", (job.width, job.height), colour)
 
 
-def studio(**changes: Any) -> Studio:
-    from dataclasses import replace
-
-    return Studio(PlainPainter(), replace(SETTINGS, **changes))  # type: ignore[arg-type]
+def studio(**changes: Any) -> BatchSession:
+    return BatchSession(PlainPainter(), replace(SETTINGS, **changes))  # type: ignore[arg-type]
 
 
 def make(plan: Plan, folder: Path, **options: Any) -> tuple[Any, list[Any]]:
     """Run a plan to its end: the run and its results."""
+    names = {"kind": "format", "metadata": "metadata", "retry_failed": "retry_failed"}
+    changes = {names[key]: options.pop(key) for key in names if key in options}
+    plan = replace(plan, **changes)
     with (options.pop("studio", None) or studio()).run(plan, folder, **options) as run:
         results = list(run)
     return run, results

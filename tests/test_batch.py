@@ -19,12 +19,12 @@ from helpers_batch import make
 from PIL import Image
 
 from tiue_core import cli
-from tiue_core.batch import studio as studios
+from tiue_core.batch import session as sessions
 from tiue_core.batch.formats import SUFFIXES, encode
 from tiue_core.batch.index import html_index
 from tiue_core.batch.manifest import Manifest, only_one
+from tiue_core.batch.options import RunOptions as Plan
 from tiue_core.batch.sheet import contact_sheets
-from tiue_core.batch.studio import Plan
 from tiue_core.errors import TiueError
 from tiue_core.io import files
 from tiue_core.io.images import a1111_parameters, read_metadata
@@ -348,7 +348,7 @@ def test_index_and_sheets(plan: Plan, out: Path) -> None:
 
 @pytest.fixture
 def tiue(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.setattr(studios.Studio, "open", lambda *_, **__: helpers.studio())
+    monkeypatch.setattr(sessions.BatchSession, "open", lambda *_, **__: helpers.studio())
 
     def run(*words: Any) -> tuple[int, str, str]:
         capfd.readouterr()

@@ -14,11 +14,12 @@ import helpers_batch as helpers
 import pytest
 
 from tiue_core import cli
-from tiue_core.batch import studio as studios
-from tiue_core.batch.jobs import Job, Planner
+from tiue_core.batch import session as sessions
+from tiue_core.batch.jobs import Job
 from tiue_core.batch.lists import read_list, read_rows, read_text
+from tiue_core.batch.options import Planner
+from tiue_core.batch.options import RunOptions as Plan
 from tiue_core.batch.schema import BadRow, Row
-from tiue_core.batch.studio import Plan
 from tiue_core.batch.syntax import TemplateError
 from tiue_core.batch.templates import (
     BadName,
@@ -270,7 +271,7 @@ def test_names_are_safe_everywhere(tmp_path: Path) -> None:
 
 
 def jobs(text: str, kind: str = "txt", **options: Any) -> list[Job]:
-    found = list(Planner(helpers.SETTINGS, **options).jobs(read_text(text, kind)))
+    found = list(Planner(helpers.SETTINGS, Plan("", **options)).jobs(read_text(text, kind)))
     assert all(isinstance(job, Job) for job in found), found
     return found  # type: ignore[return-value]
 
@@ -302,7 +303,7 @@ def test_the_id_is_of_everything_that_decides_the_picture() -> None:
         ids.add(jobs(text)[0].id)
     for field, value in (("student_hash", "cd" * 32), ("timesteps", (999,)), ("dtype", "float16")):
         settings = replace(helpers.SETTINGS, **{field: value})
-        (other,) = Planner(settings).jobs(read_text(line))
+        (other,) = Planner(settings, Plan("")).jobs(read_text(line))
         ids.add(other.id)  # type: ignore[union-attr]
     assert len(ids) == 1 + len(changed) + 3
     assert jobs(f"{line} --name other/name")[0].id == job.id  # where it goes is not what it is
@@ -316,7 +317,7 @@ def test_loras_are_looked_up_in_their_folder(tmp_path: Path) -> None:
     (one,) = jobs("a --lora ink:0.5", loras=tmp_path)
     (two,) = jobs("a --lora ink:0.6", loras=tmp_path)
     assert one.id != two.id and one.loras[0][:2] == (str(tmp_path / "ink.safetensors"), 0.5)
-    (row,) = Planner(helpers.SETTINGS, loras=tmp_path).jobs(read_text("a --lora pen"))
+    (row,) = Planner(helpers.SETTINGS, Plan("", loras=tmp_path)).jobs(read_text("a --lora pen"))
     assert "lora: no 'pen' in" in str(row) and "there is ink" in str(row)
 
 
@@ -326,7 +327,7 @@ def test_loras_are_looked_up_in_their_folder(tmp_path: Path) -> None:
 @pytest.fixture
 def tiue(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """The command line, with painting made easy."""
-    monkeypatch.setattr(studios.Studio, "open", lambda *_, **__: helpers.studio())
+    monkeypatch.setattr(sessions.BatchSession, "open", lambda *_, **__: helpers.studio())
 
     def run(*words: Any) -> tuple[int, str, str]:
         capfd.readouterr()

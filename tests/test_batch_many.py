@@ -17,7 +17,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from tiue_core.batch.studio import Plan, Studio
+from tiue_core.batch.options import RunOptions as Plan
+from tiue_core.batch.session import BatchSession
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("blue", "red", "green", "pink", "yellow", "white", "black", "orange")
@@ -51,7 +52,7 @@ def check_same(folder: Path, reference: Path) -> None:
     assert worst <= 1
 
 
-def make(studio: Studio, folder: Path, batch_size: int, **options: Any) -> Any:
+def make(studio: BatchSession, folder: Path, batch_size: int, **options: Any) -> Any:
     with studio.run(Plan(SIZES, batch_size=batch_size), folder, **options) as run:
         for _ in run:
             pass
@@ -60,12 +61,12 @@ def make(studio: Studio, folder: Path, batch_size: int, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio.open("stickers", device="cpu")
+def studio() -> BatchSession:
+    return BatchSession.open("stickers", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def reference(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(studio: BatchSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "local-8"
     make(studio, folder, 8)
     return folder
@@ -83,7 +84,9 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 32])
-def test_batch_sizes(studio: Studio, reference: Path, tmp_path: Path, batch_size: int) -> None:
+def test_batch_sizes(
+    studio: BatchSession, reference: Path, tmp_path: Path, batch_size: int
+) -> None:
     make(studio, tmp_path / f"local-{batch_size}", batch_size)
     check_same(tmp_path / f"local-{batch_size}", reference)
 
@@ -92,15 +95,15 @@ def test_batch_sizes(studio: Studio, reference: Path, tmp_path: Path, batch_size
 @pytest.mark.parametrize(("actors", "batch_size"), [(1, 8), (3, 8), (3, 1), (3, 32)])
 def test_ray(
     cluster: None,
-    studio: Studio,
+    studio: BatchSession,
     reference: Path,
     tmp_path: Path,
     actors: int,
     batch_size: int,
 ) -> None:
-    from tiue_core.batch.rays import Order, ray_engine
+    from tiue_core.batch.rays import WorkerOptions, ray_engine
 
-    order = Order("stickers", studio.settings.student_hash, device="cpu")
+    order = WorkerOptions("stickers", studio.settings.student_hash, device="cpu")
     folder = tmp_path / f"ray-{actors}-actors-batch-{batch_size}"
     make(studio, folder, batch_size, engine=ray_engine(order, actors=actors))
     check_same(folder, reference)
@@ -108,11 +111,11 @@ def test_ray(
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed(
-    cluster: None, studio: Studio, reference: Path, tmp_path: Path
+    cluster: None, studio: BatchSession, reference: Path, tmp_path: Path
 ) -> None:
-    from tiue_core.batch.rays import Order, ray_engine
+    from tiue_core.batch.rays import WorkerOptions, ray_engine
 
-    order = Order("stickers", studio.settings.student_hash, device="cpu")
+    order = WorkerOptions("stickers", studio.settings.student_hash, device="cpu")
     folder, killed = tmp_path / "ray-killed", []
     engine = ray_engine(order, actors=2)
     with studio.run(Plan(SIZES, batch_size=4), folder, engine=engine) as run:

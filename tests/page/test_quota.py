@@ -16,8 +16,8 @@ from tiue_core.app.quota import Quota
 from tiue_core.app.state import Limits
 from tiue_core.batch.jobs import Settings
 from tiue_core.batch.limits import ListLimits, Looker, TooLongError, within
+from tiue_core.batch.options import RunOptions as Plan
 from tiue_core.batch.schema import BadRow
-from tiue_core.batch.studio import Plan
 from tiue_core.errors import TiueError
 
 SETTINGS = Settings("a student", "", (), 128, 128)

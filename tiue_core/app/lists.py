@@ -20,8 +20,9 @@ from ..batch.index import html_index
 from ..batch.jobs import Job
 from ..batch.limits import tick
 from ..batch.lists import KINDS
+from ..batch.options import RunOptions
 from ..batch.schema import BadRow
-from ..batch.studio import Plan, Studio
+from ..batch.session import BatchSession
 from ..errors import TiueError
 from .broker import RequestBroker, client_of, told
 from .choices import Choices
@@ -52,7 +53,7 @@ class Checked:
         return f"{self.pictures} picture{'s' * (self.pictures != 1)} to make{bad}"
 
 
-def plan_of(config: ServerConfig, text: Any, kind: Any) -> Plan:
+def plan_of(config: ServerConfig, text: Any, kind: Any) -> RunOptions:
     """A list as pasted, or as a client sent it.
 
     Raises:
@@ -65,7 +66,7 @@ def plan_of(config: ServerConfig, text: Any, kind: Any) -> Plan:
         raise TiueError(f"the list has {len(text)} characters: give up to {most}")
     if not isinstance(kind, str) or kind not in KINDS:
         raise TiueError(f"a list is one of {', '.join(KINDS)}: choose its kind")
-    return Plan(text, kind=kind, loras=config.lora_folder, batch_size=_BATCH)
+    return RunOptions(text, kind=kind, loras=config.lora_folder, batch_size=_BATCH)
 
 
 def read_upload(path: Path, limit: int) -> tuple[str, str]:
@@ -92,7 +93,7 @@ def read_upload(path: Path, limit: int) -> tuple[str, str]:
     return text, kind
 
 
-def check(config: ServerConfig, studio: Studio, plan: Plan) -> Checked:
+def check(config: ServerConfig, studio: BatchSession, plan: RunOptions) -> Checked:
     """Look a list through without painting; the server has it done by `broker.looker`.
 
     Raises:
@@ -126,10 +127,15 @@ class ListRun:
     """A list being made in a folder of its own, which goes when it is closed."""
 
     def __init__(
-        self, broker: RequestBroker, client: str, student: str, studio: Studio, plan: Plan
+        self,
+        broker: RequestBroker,
+        client: str,
+        student: str,
+        studio: BatchSession,
+        plan: RunOptions,
     ) -> None:
         self.broker, self.client, self.plan = broker, client, plan
-        self.studio = Studio(studio.painter, studio.settings)  # with notes of its own
+        self.studio = BatchSession(studio.painter, studio.settings)  # with notes of its own
         self.folder = Path(tempfile.mkdtemp(prefix="tiue-list-"))
         self.run: Run | None = None
         self._student, self._turn = student, Future[Any]()
@@ -199,7 +205,7 @@ def lists(broker: RequestBroker, choices: Choices) -> None:
         interactive=False, buttons=["download", "fullscreen"],
     )  # fmt: skip
 
-    async def studio_of(request: gr.Request, label: Any) -> Studio:
+    async def studio_of(request: gr.Request, label: Any) -> BatchSession:
         order = broker.config.order("", student=label)  # a student that is offered
         return await broker.do(request, lambda models: models.studio(order.student), "check")
 

@@ -37,18 +37,18 @@ class Models:
         self._studios: OrderedDict[str, Any] = OrderedDict()
 
     def studio(self, label: str) -> Any:
-        """A `batch.studio.Studio`, loaded if need be.
+        """A `batch.session.BatchSession`, loaded if need be.
 
         Raises:
             TiueError: it cannot be loaded, or its weights are not numbers.
         """
         if label not in self._studios:
-            from ..batch.studio import Studio
+            from ..batch.session import BatchSession
 
             while len(self._studios) >= self.config.limits.loaded:
                 self._studios.popitem(last=False)
             config = self.config
-            studio = Studio.open(
+            studio = BatchSession.open(
                 config.students[label], device=config.device, dtype=config.dtype, base=config.base
             )
             check_finite(studio.painter.pipe, label)

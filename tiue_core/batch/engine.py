@@ -26,6 +26,7 @@ from ..io.images import read_metadata
 from .formats import SUFFIXES, PictureError, encode
 from .jobs import Job
 from .manifest import Manifest, State, check_there
+from .options import RunOptions
 from .paint import record_of
 from .schema import BadRow
 
@@ -79,10 +80,8 @@ class Run:
     jobs: Iterable[Job | BadRow]
     engine: Engine
     manifest: Manifest
-    batch_size: int = 8
-    kind: str = "png"
+    options: RunOptions
     record: Callable[[Job], dict[str, Any]] | None = None
-    retry_failed: bool = False
     mine: Callable[[int], bool] = lambda number: True
     counts: Counts = field(default_factory=Counts)
     cancelled: bool = False
@@ -160,8 +159,8 @@ class Run:
             for job in window:
                 groups.setdefault(job.group, []).append(job)
             for group in groups.values():
-                for first in range(0, len(group), self.batch_size):
-                    batch = group[first : first + self.batch_size]
+                for first in range(0, len(group), self.options.batch_size):
+                    batch = group[first : first + self.options.batch_size]
                     number += 1
                     if not self.mine(number - 1):
                         continue
@@ -188,26 +187,30 @@ class Run:
             self.negatives += bool(job.negative)
             if state & State.MADE:
                 told.append(Result("there", job))
-            elif state & State.FAILED and not self.retry_failed:
+            elif state & State.FAILED and not self.options.retry_failed:
                 told.append(Result("failed", job, message=f"line {job.line}: it failed before"))
             if state & State.EARLIER and not self._wanted(job):
                 continue  # done with, and of no batch of this version of the list
             window.append(job)
-            if len(window) >= WINDOW * self.batch_size:
+            if len(window) >= WINDOW * self.options.batch_size:
                 yield window
                 window = []
         yield window
 
     def _wanted(self, job: Job) -> bool:
         state = self.manifest.state(job.id)
-        return not state & State.MADE and (self.retry_failed or not state & State.FAILED)
+        return not state & State.MADE and (self.options.retry_failed or not state & State.FAILED)
 
     # --- files -----------------------------------------------------------------------------
 
     def _write(self, job: Job, outcome: Outcome) -> Path:
         metadata = self.record(job) if self.record else None
-        data = outcome if isinstance(outcome, bytes) else encode(outcome, metadata, self.kind)
-        return save(self.manifest.folder, job.file, SUFFIXES[self.kind], data, job.id)
+        data = (
+            outcome
+            if isinstance(outcome, bytes)
+            else encode(outcome, metadata, self.options.format)
+        )
+        return save(self.manifest.folder, job.file, SUFFIXES[self.options.format], data, job.id)
 
     def _made(self, job: Job, future: Future[Path]) -> Result:
         try:

@@ -22,8 +22,8 @@ from .jobs import Job
 
 
 @dataclass(frozen=True)
-class Order:
-    """How a worker comes by its student: what `Studio.open` takes."""
+class WorkerOptions:
+    """How a worker comes by its student: what `BatchSession.open` takes."""
 
     student: str
     digest: str  # the student must be the same there
@@ -33,20 +33,20 @@ class Order:
     base: str | None = None
 
 
-class Worker:
+class RayWorker:
     """An actor: loads the student once, then paints batch after batch."""
 
-    def __init__(self, order: Order, kind: str, metadata: bool) -> None:
-        from .studio import Studio
+    def __init__(self, order: WorkerOptions, kind: str, metadata: bool) -> None:
+        from .session import BatchSession
 
-        self.studio = Studio.open(
+        self.session = BatchSession.open(
             order.student,
             device=order.device,
             dtype=order.dtype,
             steps=order.steps,
             base=order.base,
         )
-        if self.studio.settings.student_hash != order.digest:
+        if self.session.settings.student_hash != order.digest:
             raise TiueError(f"the student '{order.student}' is another one on this machine")
         self.kind, self.metadata = kind, metadata
 
@@ -55,7 +55,7 @@ class Worker:
         import pyarrow
 
         batch = [Job.from_json(text) for text in json.loads(rows["batch"][0])]
-        painter, table = self.studio.painter, []
+        painter, table = self.session.painter, []
         for job, outcome in zip(batch, painter.paint(batch), strict=True):
             metadata = painter.record(job) if self.metadata else None
             good = not isinstance(outcome, str)
@@ -69,7 +69,7 @@ class Worker:
 
 
 def ray_engine(
-    order: Order,
+    order: WorkerOptions,
     *,
     actors: int | None = None,
     address: str | None = None,
@@ -111,7 +111,7 @@ def ray_engine(
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             # One block a batch: what is painted comes back at once, not when a block is full.
             data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                Worker,
+                RayWorker,
                 fn_constructor_args=(order, kind, metadata),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=count),

@@ -56,6 +56,9 @@ def batch(
     wildcards: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of __file__ wildcards.")
     ] = None,
+    subject: Annotated[
+        str, typer.Option("--prompt", help="What {prompt} in a row stands for, as in styles.")
+    ] = "",
     loras: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder where LoRAs are found by name.")
     ] = None,
@@ -126,9 +129,10 @@ def batch(
     source = library.find(student, accept_license=ask_license(accept_license))
     if not dry_run:
         check_writable(out)
-    from ..batch.studio import Plan, Studio
+    from ..batch.options import RunOptions
+    from ..batch.session import BatchSession
 
-    plan = Plan(
+    plan = RunOptions(
         prompts,
         kind=read_as,
         encoding=encoding,
@@ -141,10 +145,14 @@ def batch(
         loras=loras,
         decoders=decoders,
         batch_size=batch_size,
+        subject=subject,
+        format=image_format,
+        metadata=metadata,
+        retry_failed=retry_failed,
     )
     ours = share(device)
     with progress("loading", None):
-        studio = Studio.open(
+        studio = BatchSession.open(
             source, device=_here(engine, ours.device), dtype=dtype, steps=steps, base=base
         )
     if dry_run:
@@ -152,18 +160,15 @@ def batch(
     if strict:
         _refuse_bad_rows(plan, studio)
     options: dict[str, Any] = {
-        "kind": image_format,
-        "metadata": metadata,
-        "retry_failed": retry_failed,
         "mine": ours.mine,
         "together": ours.together,
     }
     if engine == "ray":
-        from ..batch.rays import Order, ray_engine
+        from ..batch.rays import WorkerOptions, ray_engine
         from .console import say
 
         shared = studio.settings  # the precision too: it is part of what a picture is
-        order = Order(str(student), shared.student_hash, device, shared.dtype, steps, base)
+        order = WorkerOptions(str(student), shared.student_hash, device, shared.dtype, steps, base)
         options["engine"] = ray_engine(
             order,
             actors=actors,
@@ -199,11 +204,12 @@ def _refuse_bad_rows(plan: Any, studio: Any) -> None:
 
 def _dry_run(plan: Any, studio: Any, out: Path, as_json: bool) -> None:
     """What would be made: counted, the first ones by name, and the time it takes."""
+    from ..batch.formats import SUFFIXES
     from ..batch.jobs import Job
     from ..batch.manifest import Manifest, State
     from .console import Failed, emit, say
 
-    manifest = Manifest(out, plan.fingerprint())
+    manifest = Manifest(out, plan.fingerprint(), SUFFIXES[plan.format])
     counts = {"to_make": 0, "there": 0, "again": 0, "bad_rows": 0}
     first: list[dict[str, Any]] = []
     bad: list[Any] = []

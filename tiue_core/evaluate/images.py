@@ -13,14 +13,15 @@ from typing import Any
 from ..baselines.find import Found
 from ..batch.jobs import Job, Settings, job_id
 from ..batch.manifest import Manifest
+from ..batch.options import Planner, RunOptions
 from ..batch.paint import Painter
 from ..batch.schema import BadRow
-from ..batch.studio import Plan, Studio, settings_of
+from ..batch.session import BatchSession, settings_of
 from ..errors import TiueError
 
 
 @dataclass(frozen=True)
-class Prompts(Plan):
+class Prompts(RunOptions):
     """Prompts word for word (no wildcards), a picture each; the n-th has seed ``first`` + n.
 
     Args:
@@ -33,7 +34,7 @@ class Prompts(Plan):
     first: int = 0
     side: int = 0
 
-    def jobs(self, settings: Settings) -> Iterator[Job | BadRow]:
+    def jobs(self, settings: Settings, planner: Planner | None = None) -> Iterator[Job | BadRow]:
         decides = {
             "negative": "",
             "width": self.side,
@@ -71,15 +72,15 @@ def own_side(pipe: Any) -> int:
     return pixels or int(pipe.unet.config.sample_size) * pipe.vae_scale_factor
 
 
-def studio_of(found: Found, pipe: Any, side: int) -> Studio:
-    """A studio that paints with this system."""
+def session_of(found: Found, pipe: Any, side: int) -> BatchSession:
+    """A session that paints with this system."""
     revision = ", ".join(found.revisions) or (found.source.revision if found.source else None)
     name = found.label
     if found.system.sampler == "one-way" and found.source is not None:
         name = found.source.name  # what `tiue generate --like` looks for
     settings = settings_of(pipe, name, found.digest(), None, revision)
     settings = dataclasses.replace(settings, width=side, height=side)
-    return Studio(Painter(pipe, settings), settings)
+    return BatchSession(Painter(pipe, settings), settings)
 
 
 def paint(
@@ -106,14 +107,15 @@ def paint(
         side=side,
         decoders=found.system.decoders,
         batch_size=batch_size,
+        retry_failed=True,
     )
-    studio = studio_of(found, pipe, side)
-    with studio.run(plan, folder, retry_failed=True) as run:
+    session = session_of(found, pipe, side)
+    with session.run(plan, folder) as run:
         for result in run:
             if result.kind == "failed":
                 raise TiueError(f"{found.label} cannot paint: {result.message}")
             advance(1)
-    return painted(plan, studio.settings, folder)
+    return painted(plan, session.settings, folder)
 
 
 def painted(plan: Prompts, settings: Settings, folder: Path) -> list[Path]:
