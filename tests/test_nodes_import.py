@@ -80,3 +80,21 @@ def test_install_checks_and_installs_nothing(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "diffusers is missing: pip install 'diffusers>=" in result.stdout
     assert (tmp_path / "models" / "tiue").is_dir()
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_a_language_names_all_that_english_names(language: str) -> None:
+    """Nodes, descriptions, inputs and outputs; a tooltip that is missing is shown in English."""
+    folder = ROOT / "locales"
+    english, other = (
+        json.loads((folder / each / "nodeDefs.json").read_text(encoding="utf-8"))
+        for each in ("en", language)
+    )
+    assert other.keys() == english.keys()
+    for node, given in english.items():
+        for key in ("display_name", "description"):
+            assert other[node][key] and other[node][key] != given[key], f"{node}.{key}"
+        for kind in ("inputs", "outputs"):
+            assert other[node].get(kind, {}).keys() == given.get(kind, {}).keys(), node
+            assert all(each["name"] for each in other[node].get(kind, {}).values()), node
+    assert (folder / language / "main.json").is_file()
