@@ -2,8 +2,8 @@
 
     python benchmarks/trainer.py
 
-The miniature's UNet, one thread, batch 64: autocast with the CPU's fused attention; autocast with
-attention written out; copies in bfloat16 (``train/halves.py``). Taken in turn, the best of each.
+The miniature's UNet, one thread, batch 64: autocast with the CPU's fused attention, and with
+attention written out (``train/attention.py``). Taken in turn, the best of each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import torch
 
 from tiue_core import TiuePipeline
-from tiue_core.train.halves import Halves, written_out
+from tiue_core.train.attention import written_out
 
 BATCH, ROUNDS = 64, 4
 
@@ -23,7 +23,6 @@ def main() -> None:
     torch.set_num_threads(1)
     fused = TiuePipeline.from_pretrained("stickers-teacher").unet.float().requires_grad_(True)
     plain = written_out(copy.deepcopy(fused))
-    halves = Halves({"unet": copy.deepcopy(fused)})
     noise, words = torch.randn(BATCH, 4, 16, 16), torch.randn(BATCH, 32, 128)
     timesteps = torch.randint(0, 1000, (BATCH,))
 
@@ -32,16 +31,9 @@ def main() -> None:
             made = unet(noise, timesteps, words).sample
         made.float().square().mean().backward()
 
-    def copies() -> None:
-        halves.refresh()
-        made = halves["unet"](noise.bfloat16(), timesteps, words.bfloat16()).sample
-        made.float().square().mean().backward()
-        halves.gather()
-
     ways = {
-        "autocast, fused attention": lambda: autocast(fused),
-        "autocast, attention written out": lambda: autocast(plain),
-        "copies in bfloat16": copies,
+        "fused attention": lambda: autocast(fused),
+        "attention written out": lambda: autocast(plain),
     }
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(ROUNDS):

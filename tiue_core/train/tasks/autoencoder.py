@@ -20,10 +20,10 @@ from ...pipelines.vae import scaled, unscaled
 from ...stickers.render import render, render_pool, to_unit
 from ...stickers.world import World
 from ...students.models import load_model
+from ..attention import written_out
 from ..critic import fool, tell_apart
 from ..grids import grid
-from ..halves import Halves, written_out
-from ..loop import Task, adam, backward, optimizer_step
+from ..loop import Task, adam, backward, descend, optimizer_step
 from ..patches import PatchCritic, apart, edges
 from ..recipe import AutoencoderRecipe
 from ..widen import widened
@@ -68,25 +68,25 @@ class AutoencoderTask(Task):
         self.accelerator = accelerator
         for module in self.modules.values():
             module.to(accelerator.device)
-        half = accelerator.mixed_precision == "bf16"
-        self.halves = Halves(self.modules, torch.bfloat16 if half else torch.float32)
+        if accelerator.device.type == "cpu":
+            written_out(self.vae)
         self.known: dict[tuple[int, bool], torch.Tensor] = {}
         if self.teacher is not None:
-            self.teacher.to(accelerator.device, self.halves["vae"].dtype)
-            written_out(self.teacher.unet)
+            self.teacher.to(accelerator.device)
+            if accelerator.device.type == "cpu":
+                written_out(self.teacher.unet)
             self.noising = Noising.from_scheduler(self.teacher.scheduler).to(accelerator.device)
 
     def _forward(
         self, images: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, ...]:
-        vae = self.halves["vae"]
         mean, log_variance = self._moments(images).chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
         extra = self.recipe.latent_noise / self.vae.config.scaling_factor
-        latents = mean + ((torch.exp(0.5 * log_variance) + extra) * noise).to(mean.dtype)
+        latents = mean + (torch.exp(0.5 * log_variance) + extra) * noise
         if self.teacher is not None:
             latents = self._smudged(latents, generator)
-        return vae.decoder(vae.post_quant_conv(latents)), mean, log_variance
+        return self.vae.decoder(self.vae.post_quant_conv(latents)), mean, log_variance
 
     @torch.no_grad()
     def _smudged(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -99,18 +99,16 @@ class AutoencoderTask(Task):
         timesteps = torch.randint(low, high, (count,), generator=generator).to(latents.device)
         noise = torch.randn(latents[:count].shape, generator=generator).to(latents.device)
         tokens = token_ids(self.teacher, [self.captions[row] for row, _ in self.drawn[:count]])
-        z = scaled(self.teacher.vae, latents[:count].float())
+        z = scaled(self.teacher.vae, latents[:count])
         noisy = self.noising.add(z, noise, timesteps)
-        predicted = self.teacher.unet(
-            noisy.to(latents.dtype), timesteps, embed(self.teacher, tokens)
-        ).sample.float()
+        predicted = self.teacher.unet(noisy, timesteps, embed(self.teacher, tokens)).sample
         alpha = self.noising.alpha(timesteps)
-        guess = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-        return torch.cat([unscaled(self.teacher.vae, guess).to(latents.dtype), latents[count:]])
+        guess = (noisy - (1 - alpha).sqrt() * predicted.float()) / alpha.sqrt()
+        return torch.cat([unscaled(self.teacher.vae, guess), latents[count:]])
 
     def _moments(self, images: torch.Tensor) -> torch.Tensor:
         """What the encoder says of a batch; a frozen one says it of a whole scene once."""
-        vae = self.halves["vae"]
+        vae = self.vae
         if not self.recipe.freeze_encoder:
             return vae.quant_conv(vae.encoder(images))
         with torch.no_grad():
@@ -151,10 +149,8 @@ class AutoencoderTask(Task):
         warm = step < recipe.deterministic
         if warm:
             noise.zero_()
-        self.halves.refresh()
-        decoded, mean, log_variance = self._forward(
-            images.to(self.halves["vae"].dtype), noise, generator
-        )
+        with self.accelerator.autocast():
+            decoded, mean, log_variance = self._forward(images, noise, generator)
         decoded = decoded.float()
         error = decoded - images
         mse = error.square().mean()
@@ -167,10 +163,8 @@ class AutoencoderTask(Task):
             fooled, likeness, logs = self._criticism(decoded, images)
             loss = loss + recipe.likeness * likeness
             loss = loss + recipe.adversarial * _balance(loss, fooled, decoded) * fooled
-        backward(self.accelerator, loss)
-        self.halves.gather()
-        logs["grad_norm"] = optimizer_step(
-            self.accelerator, self.optimizers["vae"], recipe.grad_clip
+        logs["grad_norm"] = descend(
+            self.accelerator, self.optimizers["vae"], loss, recipe.grad_clip
         )
         if recipe.adversarial:
             optimizer_step(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
@@ -181,14 +175,15 @@ class AutoencoderTask(Task):
         self, decoded: torch.Tensor, images: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """How well the critic is fooled and what it sees apart; its own loss goes back at once."""
-        critic = self.halves["critic"]
-        fake, real = (side.to(self.halves["vae"].dtype) for side in (decoded, images))
-        told = tell_apart(critic(real)[-1:], critic(fake.detach())[-1:])
+        critic, autocast = self.modules["critic"], self.accelerator.autocast
+        with autocast():
+            told = tell_apart(critic(images)[-1:], critic(decoded.detach())[-1:])
         backward(self.accelerator, told)
         critic.requires_grad_(False)  # the decoder's loss must not move it
-        seen = critic(fake)
-        with torch.no_grad():
-            wanted = critic(real)
+        with autocast():
+            seen = critic(decoded)
+            with torch.no_grad():
+                wanted = critic(images)
         critic.requires_grad_(True)
         likeness = apart(seen, wanted)
         return fool(seen[-1:]), likeness, {"critic": told.detach(), "likeness": likeness.detach()}

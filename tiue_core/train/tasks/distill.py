@@ -36,6 +36,7 @@ from ...pipelines.packed import extra_rows, split, take_packed
 from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
 from ...students.models import load_model
+from ..attention import written_out
 from ..card import card
 from ..clip_term import ClipTerm
 from ..critic import Critic, fool, tell_apart
@@ -48,7 +49,6 @@ from ..draws import (
 )
 from ..embeds import Embeds
 from ..grids import grid
-from ..halves import written_out
 from ..loop import Task, adam, backward, optimizer_step
 from ..low_rank import give_adapters, write_adapters
 from ..pairs import Wanted, teacher_pairs

@@ -25,9 +25,9 @@ from ...pipelines.vae import decode, encode_mean
 from ...stickers.render import render, to_unit
 from ...stickers.words import make_tokenizer
 from ...stickers.world import Scene, World
+from ..attention import written_out
 from ..grids import grid
-from ..halves import Halves
-from ..loop import Task, adam, backward, optimizer_step
+from ..loop import Task, adam, descend
 from ..recipe import TeacherRecipe
 from .autoencoder import load_autoencoder
 
@@ -108,19 +108,20 @@ class TeacherTask(Task):
         for module in (self.vae, *self.modules.values()):
             module.to(device)
         self.noising = Noising.from_scheduler(self.scheduler).to(device)
-        half = accelerator.mixed_precision == "bf16"
-        running = {**self.modules, "vae": self.vae}
-        self.halves = Halves(running, torch.bfloat16 if half else torch.float32)
+        if device.type == "cpu":
+            for module in self.modules.values():
+                written_out(module)
         self.step: int | None = None
 
     @torch.no_grad()
     def _encode(self, scenes: list[Scene]) -> torch.Tensor:
         """Scenes as latents of unit variance (N, C, h, w)."""
-        half, device = self.halves["vae"], self.accelerator.device
+        device = self.accelerator.device
         found = []
         for first in range(0, len(scenes), ENCODED):
             pixels = render(scenes[first : first + ENCODED]).to(device)
-            found.append(encode_mean(half, to_unit(pixels)).float())
+            with self.accelerator.autocast():
+                found.append(encode_mean(self.vae, to_unit(pixels)).float())
         return torch.cat(found).cpu()
 
     def _renew(self, step: int) -> None:
@@ -172,18 +173,15 @@ class TeacherTask(Task):
         dropped = torch.rand(len(rows), 1, generator=generator) < recipe.drop_prompt
         tokens = torch.where(dropped, self.empty, self.tokens[rows]).to(device)
         noisy = self.noising.add(clean, noise, timesteps)
-        self.halves.refresh()
-        prompt_embeds = self.halves["text_encoder"](tokens)[0]
-        unet = self.halves["unet"]
-        predicted = unet(noisy.to(unet.dtype), timesteps, prompt_embeds).sample
+        with self.accelerator.autocast():
+            prompt_embeds = self.text_encoder(tokens)[0]
+            predicted = self.unet(noisy, timesteps, prompt_embeds).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         snr = self.noising.snr(timesteps)
         gamma = recipe.min_snr_gamma
         weight = snr.clamp(max=gamma) / snr if gamma else torch.ones_like(snr)
         loss = (weight * error).mean()
-        backward(self.accelerator, loss)
-        self.halves.gather()
-        norm = optimizer_step(self.accelerator, self.optimizers["teacher"], recipe.grad_clip)
+        norm = descend(self.accelerator, self.optimizers["teacher"], loss, recipe.grad_clip)
         return {"loss": loss.detach(), "mse": error.detach().mean(), "grad_norm": norm}
 
     @torch.no_grad()
