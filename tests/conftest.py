@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+os.environ["TIUE_CACHE"] = tempfile.mkdtemp(prefix="tiue-")  # nothing of the user's, nor left there
+os.environ["TIUE_BACKGROUND"] = "0"
 from diffusers import DDIMScheduler
 from small import SD_SCHEDULER, small_text_encoder, small_tokenizer, small_unet, small_vae
 

@@ -138,7 +138,7 @@ def test_without_the_packages(run: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_export_options_that_are_wrong(run: Any, tmp_path: Path) -> None:
     for given, expected in {
-        "--to tflite": "tflite: give onnx or pt2",
+        "--to tflite": "tflite: give onnx or openvino or pt2 or checkpoint",
         "--decoders some": "some: give exact or fast",
         "--dtype int8": "int8: give float32 or float16",
         "--to pt2": "let it end in .pt2",

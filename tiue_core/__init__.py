@@ -70,7 +70,14 @@ def __getattr__(name: str) -> Any:
         return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ImportError as error:
+        from .io.messages import TORCH, without_torch
+
+        if (error.name or "").partition(".")[0] not in TORCH:
+            raise
+        raise ImportError(without_torch(str(error.name)), name=error.name) from None
 
 
 def __dir__() -> list[str]:

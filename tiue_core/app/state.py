@@ -81,6 +81,7 @@ class ServerConfig:
         loras: files by the name shown.
         train: where visitors' LoRAs go; without it nobody trains.
         optimize: call ``TiuePipeline.optimize`` on each student once it is loaded.
+        engine: of ``optimize.engines.CHOICES``; graphs are used where a student has some.
     """
 
     students: dict[str, Source]
@@ -92,6 +93,7 @@ class ServerConfig:
     dtype: str | None = None
     base: str | None = None
     optimize: bool = False
+    engine: str = "auto"
 
     @classmethod
     def of(

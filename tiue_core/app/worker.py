@@ -55,7 +55,9 @@ class Models:
             if config.optimize:
                 with warnings.catch_warnings():  # where nothing pays, it paints as before
                     warnings.filterwarnings("ignore", message="optimizing does not pay")
-                    studio.painter.pipe.optimize()
+                    studio.painter.pipe.optimize(config.engine)
+            elif config.engine != "torch":
+                studio.painter.pipe.use_graphs(config.engine)
             self._studios[label] = studio
         self._studios.move_to_end(label)
         return self._studios[label]

@@ -69,24 +69,27 @@ class Painter:
         return self.pipe.schedule(self.settings.steps, job.decoders).timesteps.tolist()
 
     def _call(self, jobs: Sequence[Job]) -> Iterator[Any]:
-        first = jobs[0]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            output = self.pipe(
-                [job.prompt for job in jobs],
-                seed=[job.seed for job in jobs],
-                width=first.width,
-                height=first.height,
-                steps=self.settings.steps,
-                decoders=first.decoders,
-                batch_size=len(jobs),
-            )
+            images = self._images(jobs)
         for one in caught:
             if str(one.message).startswith("the prompt is longer"):
                 self.cut += 1  # told once, when all is done, and not a thousand times
             else:
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        return iter(output.images)
+        return iter(images)
+
+    def _images(self, jobs: Sequence[Job]) -> list[Any]:
+        first = jobs[0]
+        return self.pipe(
+            [job.prompt for job in jobs],
+            seed=[job.seed for job in jobs],
+            width=first.width,
+            height=first.height,
+            steps=self.settings.steps,
+            decoders=first.decoders,
+            batch_size=len(jobs),
+        ).images
 
     def use(self, loras: tuple[tuple[str, float, str], ...]) -> None:
         """Have these LoRAs loaded and no others: (path, strength, SHA-256) each."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import check_writable, write_atomically
+from ..io.messages import need_torch, quiet_libraries
 from .engine import Engine, Run, local
 from .formats import SUFFIXES
 from .jobs import Job, Settings
@@ -47,18 +48,30 @@ class BatchSession:
         dtype: str | None = None,
         steps: int | None = None,
         base: str | None = None,
+        engine: str = "torch",
+        before: str | None = None,
     ) -> BatchSession:
         """Load a student (a name, or a `students.Source`).
+
+        Args:
+            engine: of `optimize.engines.CHOICES`; another than "torch" loads its graphs, where
+                there are some, and no torch.
+            before: the dtype that graphs are to go on in; see `dtype_before`.
 
         Raises:
             TiueError: no such student; `steps` that its schedule cannot take.
         """
-        from ..io.messages import quiet_libraries
-        from ..pipelines.load import load
         from ..students.resolve import find
         from ..students.source import Source
 
         source = student if isinstance(student, Source) else find(student)
+        if engine != "torch" and device in (None, "cpu") and base is None:
+            opened = _with_graphs(source, engine, steps, dtype or before)
+            if opened is not None:
+                return opened
+        need_torch()
+        from ..pipelines.load import load
+
         quiet_libraries()
         pipe = load(source, device=device, dtype=dtype, base=base)
         pipe.set_progress_bar_config(disable=True)
@@ -66,6 +79,9 @@ class BatchSession:
         if base is not None:
             digest = hashlib.sha256((digest + find(base).content_hash()).encode()).hexdigest()
         settings = settings_of(pipe, source.name, digest, steps, source.revision)
+        if engine not in ("auto", "torch"):
+            named = {"student": source.name, "student_hash": digest, "loras": []}
+            pipe.use_graphs(engine, pipe.unet.dtype, named)  # the dtype is part of a job
         return cls(Painter(pipe, settings), settings)
 
     @contextmanager
@@ -140,6 +156,46 @@ class BatchSession:
         return (time.perf_counter() - began) / len(batch)
 
 
+def _with_graphs(
+    source: Any, engine: str, steps: int | None, dtype: str | None
+) -> BatchSession | None:
+    """A session that paints with the student's graphs, where there are some."""
+    from ..optimize import cache, engines
+    from .paint_graph import GraphPainter
+
+    engines.check(engine)
+    if dtype not in (None, "float32", "bfloat16"):
+        return None
+    digest = source.content_hash()
+    folder = cache.find(student_hash=digest, steps=steps)
+    graphs = None if folder is None else engines.choose(folder, engine, dtype)
+    if graphs is None:
+        return None
+    about = graphs.about
+    settings = Settings(
+        student=source.name,
+        student_hash=digest,
+        timesteps=tuple(about["timesteps"]),
+        width=about["width"],
+        height=about["height"],
+        dtype=graphs.precision,
+        steps=steps,
+        revision=source.revision,
+        factor=about["factor"],
+    )
+
+    def in_torch() -> Any:
+        need_torch()
+        from ..pipelines.load import load
+
+        quiet_libraries()
+        pipe = load(source, device="cpu", dtype="float32")
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return BatchSession(GraphPainter(graphs, settings, in_torch, source.path), settings)
+
+
 def settings_of(
     pipe: Any, student: str, digest: str, steps: int | None = None, revision: str | None = None
 ) -> Settings:
@@ -167,6 +223,15 @@ def settings_of(
     )
 
 
+def dtype_before(folder: Path) -> str | None:
+    """In what the pictures of a folder were computed: going on with them means going on in it."""
+    try:
+        before = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return str(before.get("dtype", "float32"))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _changes(
     folder: Path, options: RunOptions, settings: Settings, manifest: Manifest
 ) -> list[str]:
@@ -176,6 +241,7 @@ def _changes(
         "fingerprint": manifest.run,
         "student": settings.student,
         "student_hash": settings.student_hash,
+        "dtype": settings.dtype,
     }
     path, notes = folder / RECORD, []
     try:

@@ -31,7 +31,7 @@ from .systems import (
 
 class Bench:
     """One shape, on one device, in one dtype and layout; and the authors' own beside it. With
-    ``graphs`` also as one graph (``whole.py``)."""
+    ``graphs`` also as one graph (``whole.py``). ``capture`` in CUDA graphs, on a GPU."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Bench:
         dtype: torch.dtype = torch.float32,
         layout: str = "channels_last",
         graphs: bool = False,
+        capture: bool = True,
     ) -> None:
         self.shape, self.made, self.layout = shape, models(shape), layout
         self.device, self.dtype = torch.device(device), dtype
@@ -56,7 +57,8 @@ class Bench:
         self.unet = made.unet.to(self.device, dtype).to(**place)
         self.vae, self.tiny = (m.to(self.device, dtype).to(**place) for m in (made.vae, made.tiny))
         self.text = made.text_encoder.to(self.device, dtype)
-        self.run: Callable[..., Any] = _direct if self.on_cpu else Graphs(limit=64)
+        captured = capture and not self.on_cpu
+        self.run: Callable[..., Any] = Graphs(limit=64) if captured else _direct
 
         self.thrifty = SharedUNet(self.unet, prepare=self._prepare, run=self.run)
         self.split = SharedUNet(self.unet, parts=(), prepare=self._prepare, run=self.run)

@@ -3,6 +3,7 @@
 Rows of a whole, as a graph has no stages to time:
 
     graph            what `tiue export` writes, in onnxruntime
+    openvino         the same file in OpenVINO, where it is installed; openvino-bfloat16 likewise
     graph-eager      the module that it was traced from, run by PyTorch
     graph-compiled   the same through torch.compile
     pipeline         the models as TiuePipeline runs them when nothing is optimized
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -22,10 +24,12 @@ from torch import Tensor
 
 from ..core.one_pass import one_pass
 from ..core.unet import SplitUNet
-from ..export.runtime import open_session
+from ..errors import TiueError
+from ..export.sessions import OpenVino, installed, open_session
 from ..export.store import need_onnx, save_onnx
 from ..export.trace import program, traced
 from ..export.write import describe, quietly
+from ..pipelines.vae import decode
 from .shapes import models
 from .systems import Stages, System
 
@@ -52,15 +56,16 @@ class Whole:
             text_encoder=made.text_encoder.to(device, dtype),
             vae_scale_factor=made.factor,
             draft_vae=None,
+            decode=decode,
         )
         about = describe(pipe, schedule, (made.unet.config.in_channels, latent, latent), False)
         about |= {"draft": False, "whole": True}
         with quietly():
             graph = next(traced(pipe, schedule, about, made.tokens.shape[1]))
-            with TemporaryDirectory() as folder:
-                path = Path(folder) / "student.onnx"
-                save_onnx(graph, program(graph), path, {})
-                session, _ = open_session(path, device.type, threads)
+            self.folder = TemporaryDirectory()  # OpenVINO reads at the first picture of a shape
+            path = Path(self.folder.name) / "student.onnx"
+            save_onnx(graph, program(graph), path, {})
+            session, _ = open_session(path, device.type, threads)
         module = graph.module
         self.pictures: dict[str, Picture] = {
             "graph": lambda ids, noise: session.run(
@@ -69,6 +74,10 @@ class Whole:
             "graph-eager": lambda ids, noise: module(ids, noise)[0],
             "pipeline": _pipeline(pipe, schedule, module.vae),
         }
+        for precision in OpenVino.precisions if "openvino" in installed() else ():
+            name = "openvino" if precision == "float32" else f"openvino-{precision}"
+            with suppress(TiueError):  # a processor without that precision
+                self.pictures[name] = _in(OpenVino(path, precision, threads))
         compiled = torch.compile(module)
         try:  # which wants a C++ compiler, or Triton
             compiled(self.tokens.to(device), torch.randn(1, 4, latent, latent, device=device))
@@ -82,6 +91,8 @@ class Whole:
         """Rows of the table."""
         about = {
             "graph": "onnxruntime",
+            "openvino": "the same graph, OpenVINO",
+            "openvino-bfloat16": "the same, computed in bfloat16",
             "graph-eager": "the same module, PyTorch",
             "graph-compiled": "the same module, torch.compile",
             "pipeline": "PyTorch, nothing optimized",
@@ -99,6 +110,10 @@ class Whole:
                 return torch.as_tensor(picture(ids, noise.float()))
 
         return paint
+
+
+def _in(session: OpenVino) -> Picture:
+    return lambda ids, noise: session({"input_ids": ids.numpy(), "noise": noise.numpy()})[0]
 
 
 def _pipeline(pipe: Any, schedule: Any, vae: Any) -> Picture:

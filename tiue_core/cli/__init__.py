@@ -20,6 +20,7 @@ COMMANDS = {
     "batch": ".batch",
     "app": ".app",
     "export": ".export",
+    "cache": ".cache",
     "distill": ".distill",
     "lora": ".lora",
     "stickers": ".stickers",

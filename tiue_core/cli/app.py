@@ -15,6 +15,7 @@ from .options import (
     Debug,
     Device,
     Dtype,
+    Engine,
 )
 
 
@@ -57,6 +58,7 @@ def app_command(
             "--optimize", help="Measure and warm up each student once, then paint faster."
         ),
     ] = False,
+    engine: Engine = "auto",
     static: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write a page that paints in the browser itself instead."),
@@ -86,10 +88,13 @@ def app_command(
     from ..app.state import Limits, ServerConfig, offered
     from ..errors import TiueError
     from ..io.files import check_writable
+    from ..io.messages import need_torch
+    from ..optimize.engines import check as check_engine
     from .console import ask_license, emit, say
 
     if util.find_spec("gradio") is None:
         raise TiueError("the page needs Gradio: pip install 'tiue[app]'")
+    need_torch()
     limits = Limits(waiting=queue)
     if train is not None:
         check_writable(train)
@@ -106,6 +111,7 @@ def app_command(
         dtype=dtype,
         base=base,
         optimize=optimize,
+        engine=check_engine(engine),
     )
     for label in config.students:
         say(f"{label}: {config.license(label)}")

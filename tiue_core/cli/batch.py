@@ -82,7 +82,12 @@ def batch(
     ] = True,
     sheet: Annotated[bool, typer.Option("--sheet/--no-sheet", help="Contact sheets.")] = True,
     index: Annotated[bool, typer.Option("--index/--no-index", help="index.html.")] = True,
-    engine: Annotated[str, typer.Option(help="local, or ray for many machines.")] = "local",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="ray for many machines; here torch, onnxruntime, openvino, or local, the fastest."
+        ),
+    ] = "local",
     actors: Annotated[
         int | None, typer.Option(show_default="one per GPU", help="With --engine ray.")
     ] = None,
@@ -107,12 +112,13 @@ def batch(
     from ..batch.processes import share
     from ..core.arguments import DECODERS
     from ..io.files import check_writable
+    from ..optimize.engines import CHOICES
     from .console import ask_license, progress
 
     image_format = {"jpg": "jpeg"}.get(image_format.lower(), image_format.lower())
     _one_of("--format", image_format, SUFFIXES)
     _one_of("--decoders", decoders, DECODERS)
-    _one_of("--engine", engine, ("local", "ray"))
+    _one_of("--engine", engine, ("local", "ray", *CHOICES))
     if read_as is not None:
         _one_of("--read-as", read_as, KINDS)
     for option, value in (("--count", count), ("--batch-size", batch_size), ("--actors", actors)):
@@ -130,7 +136,7 @@ def batch(
     if not dry_run:
         check_writable(out)
     from ..batch.options import RunOptions
-    from ..batch.session import BatchSession
+    from ..batch.session import BatchSession, dtype_before
 
     plan = RunOptions(
         prompts,
@@ -153,7 +159,13 @@ def batch(
     ours = share(device)
     with progress("loading", None):
         studio = BatchSession.open(
-            source, device=_here(engine, ours.device), dtype=dtype, steps=steps, base=base
+            source,
+            device=_here(engine, ours.device),
+            dtype=dtype,
+            steps=steps,
+            base=base,
+            engine={"ray": "torch", "local": "auto"}.get(engine, engine),
+            before=dtype_before(out),
         )
     if dry_run:
         return _dry_run(plan, studio, out, json)

@@ -37,6 +37,9 @@ def register(app: typer.Typer) -> None:
         graphs: Annotated[
             bool, typer.Option("--graphs", help="Also as one graph: onnxruntime, torch.compile.")
         ] = False,
+        cuda_graphs: Annotated[
+            bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU.")
+        ] = True,
         batches: Annotated[
             str, typer.Option(help="Batch sizes for images per second, such as 1,4,16.")
         ] = "",
@@ -74,7 +77,9 @@ def register(app: typer.Typer) -> None:
         quiet_libraries()
         torch.set_num_threads(threads or os.cpu_count() or 1)
         place = device_of(device)
-        made = Bench(shape, size, place, dtype_of(dtype, place), layout, graphs)
+        made = Bench(
+            shape, size, place, dtype_of(dtype, place), layout, graphs, capture=cuda_graphs
+        )
         unknown = set(chosen) - {system.name for system in made.systems()}
         if unknown:
             names = ", ".join(system.name for system in made.systems())

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import typer
 
 from ..errors import TiueError
-from ..io.messages import one_line
+from ..io.messages import TORCH, one_line, without_torch
 from .config import defaults
 from .options import panel_of
 
@@ -75,6 +75,9 @@ def run(app: typer.Typer, arguments: list[str], commands: Sequence[str] = ()) ->
     except TiueError as error:
         return fail(str(error), getattr(error, "status", 1), getattr(error, "result", None))
     except Exception as error:
+        missing = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ImportError) and missing in TORCH:
+            return fail(without_torch(missing), 1)
         if hasattr(error, "format_message"):  # typer's usage errors, whichever click it stands on
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "tiue"

@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 def export(
     student: Annotated[str, typer.Argument(help="Name, folder, .safetensors file or hub id.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file.")],
-    to: Annotated[str, typer.Option(metavar="onnx|pt2|checkpoint")] = "onnx",
+    to: Annotated[str, typer.Option(metavar="onnx|openvino|pt2|checkpoint")] = "onnx",
     decoders: Annotated[str, typer.Option(metavar="exact|fast")] = "exact",
     steps: Steps = None,
     width: Side = None,
@@ -69,13 +69,13 @@ def export(
     """
     started = time.monotonic()
     for name, value, choices in (
-        ("--to", to, ("onnx", "pt2", "checkpoint")),
+        ("--to", to, ("onnx", "openvino", "pt2", "checkpoint")),
         ("--decoders", decoders, DECODERS),
         ("--dtype", dtype, ("float32", "float16")),
     ):
         if value not in choices:
             raise typer.BadParameter(f"{value}: give {' or '.join(choices)}", param_hint=name)
-    suffix = ".safetensors" if to == "checkpoint" else f".{to}"
+    suffix = {"checkpoint": ".safetensors", "openvino": ".xml"}.get(to, f".{to}")
     if out.suffix != suffix:
         raise typer.BadParameter(f"{out}: let it end in {suffix}", param_hint="--out")
     if to == "checkpoint":
@@ -201,31 +201,49 @@ def paint(
     origin: Path | None,
     device: str | None,
     json: bool,
-    version: str,
 ) -> None:
     """What ``tiue generate --graph`` does, without torch."""
-    started = time.monotonic()
-    from ..export.metadata import RECORD, check_size
     from ..export.runtime import Graph
     from ..io.files import check_writable
-    from ..io.images import read_metadata, save_image
+    from ..io.images import read_metadata
 
     remembered: dict[str, Any] = {} if origin is None else read_metadata(origin)
     prompts = [" ".join(prompt.split()) for prompt in prompts or [remembered["prompt"]]]
     seed = remembered.get("seed", 0) if seed is None else seed
-    width, height = width or remembered.get("width"), height or remembered.get("height")
-    if not 0 <= seed <= SEEDS - count:
-        raise TiueError(f"seed is {seed}: give a whole number from 0 to {SEEDS - count}")
+    size = (width or remembered.get("width"), height or remembered.get("height"))
     painter = Graph(graph, device)
-    check_size(painter.about, width, height)
-    check_writable(out)
     made_with = remembered.get("student_hash")
     if made_with not in (None, painter.about.get("student_hash")):
         warnings.warn("that picture was made with other weights, so it may differ", stacklevel=2)
+    check_writable(out)
+    paint_with(painter, prompts, seed, count, size, out, json, {"graph": graph.name})
+
+
+def paint_with(
+    painter: Any,
+    prompts: list[str],
+    seed: int,
+    count: int,
+    size: tuple[int | None, int | None],
+    out: Path,
+    json: bool,
+    facts: dict[str, Any],
+) -> None:
+    """Paint with a ``runtime.Graph`` and save; ``size`` is (width, height), ``facts`` are for the
+    metadata."""
+    started = time.monotonic()
+    from .. import __version__
+    from ..export.metadata import RECORD, check_size
+    from ..io.images import save_image
+
+    if not 0 <= seed <= SEEDS - count:
+        raise TiueError(f"seed is {seed}: give a whole number from 0 to {SEEDS - count}")
+    check_size(painter.about, *size)
     record = {name: painter.about.get(name) for name in RECORD}
     record |= {"draft": True} if painter.about.get("draft") else {}
-    record |= {"dtype": painter.about["dtype"], "device": painter.device, "version": version}
-    record |= {"graph": graph.name, "onnxruntime": painter.version}
+    record |= {"dtype": painter.about["dtype"], "device": painter.device, "version": __version__}
+    record |= painter.facts() | facts
+    width, height = size
 
     jobs = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     images: list[dict[str, Any]] = []

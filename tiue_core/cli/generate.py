@@ -7,13 +7,13 @@ import secrets
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
 from ..errors import TiueError, out_of_memory
 from ..io.messages import quiet_libraries
 from .config import configured
@@ -24,6 +24,7 @@ from .options import (
     Debug,
     Device,
     Dtype,
+    Engine,
     Json,
     Quiet,
     Side,
@@ -31,6 +32,7 @@ from .options import (
     student_names,
 )
 
+OTHER_WEIGHTS = "that picture was made with other weights, so it may differ"
 _BATCH = 4  # pictures per pass: saved, and counted by the bar, batch by batch
 
 
@@ -57,6 +59,7 @@ class RunOptions:
     out: Path = Path("out")
     device: str | None = None
     dtype: str | None = None
+    engine: str = "auto"
     base: str | None = None
     accept_license: bool = False
     loras: list[Any] = field(default_factory=list)
@@ -127,6 +130,7 @@ def generate(
     optimize: Annotated[
         bool, typer.Option("--optimize", help="Measure and warm up first; for many pictures.")
     ] = False,
+    engine: Engine = "auto",
     accept_license: AcceptLicense = False,
     graph: Annotated[
         Path | None,
@@ -161,7 +165,7 @@ def generate(
         from .export import paint
 
         where: dict[str, Any] = {"out": out, "origin": origin, "device": device, "json": json}
-        return paint(graph, texts, count=count, version=__version__, **sides, **where)
+        return paint(graph, texts, count=count, **sides, **where)
     if origin is not None and system is None and settings["student"] is None:
         system = _system_of(origin)
     if system is not None:
@@ -181,7 +185,7 @@ def generate(
     options = RunOptions(texts, count=count, out=out, device=device, base=settings.pop("base"))
     options.loras = [Lora.parse(text) for text in settings.pop("lora") or []]
     options.draft, options.optimize = draft, optimize
-    options.accept_license = accept_license
+    options.accept_license, options.engine = accept_license, engine
     if origin is not None:
         _remember(options, origin)
     for name, value in {**settings, **sides}.items():
@@ -195,6 +199,16 @@ def generate(
 
     source = library.find(options.student, accept_license=ask_license(accept_license))
     check_writable(out)
+    graphs = _graphs(options, source)
+    if graphs is not None:
+        from .export import paint_with
+
+        named = {"student": source.name, "student_revision": source.revision}
+        size = (options.width, options.height)
+        return paint_with(graphs, options.prompts, options.seed, count, size, out, json, named)
+    from ..io.messages import need_torch
+
+    need_torch()
     images: list[dict[str, Any]] = []
     error, status = _paint(options, source, images)
     result = {
@@ -204,6 +218,8 @@ def generate(
     }
     if error is not None:
         raise Failed(str(error), result, status) from error
+    if not (options.loras or options.base or options.draft or device or options.dtype):
+        _graphs_later(options, images[0])
     if json:
         emit(result)
     else:
@@ -235,6 +251,53 @@ def _refuse(given: dict[str, Any], why: str, where: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise TiueError(f"--{name} is {why}: leave it out, or give it to {where}")
+
+
+def _graphs(options: RunOptions, source: Any) -> Any:
+    """The student's graphs, where there are some for this order: no torch is imported then."""
+    from ..optimize import engines
+
+    engines.check(options.engine)
+    plain = not (options.loras or options.base or options.optimize or options.guidance != 1)
+    plain = plain and options.device in (None, "cpu")
+    plain = plain and options.dtype in (None, "float32", "bfloat16")
+    if options.engine == "torch" or not plain:
+        return None
+    from ..export.metadata import check_size
+    from ..optimize import cache
+
+    wanted = {"steps": options.steps, "decoders": options.decoders, "draft": options.draft}
+    folder = cache.find(student_hash=source.content_hash(), **wanted)
+    total = options.count * len(options.prompts)
+    graphs = folder and engines.choose(folder, options.engine, options.dtype, total)
+    if not graphs:
+        return None
+    with suppress(TiueError):  # a size that graphs do not take, torch may
+        check_size(graphs.about, options.width, options.height)
+        if options.student_hash not in (None, graphs.about["student_hash"]):
+            warnings.warn(OTHER_WEIGHTS, stacklevel=2)
+        from ..students.vocabulary import notes
+
+        own = (graphs.about["width"], graphs.about["height"])
+        size = (options.width or own[0], options.height or own[1])
+        for note in notes(graphs.vocabulary(), source.path, options.prompts, size, own):
+            warnings.warn(note, stacklevel=2)
+        return graphs
+    return None
+
+
+def _graphs_later(options: RunOptions, image: dict[str, Any]) -> None:
+    """After a picture that PyTorch painted on a CPU: the next one shall not need it."""
+    from ..io.images import read_metadata
+    from ..optimize.cache import make_later
+
+    record = read_metadata(Path(image["path"]))
+    if options.engine == "auto" and (record["device"], record["dtype"]) == ("cpu", "float32"):
+        more = ["--decoders", options.decoders]
+        more += [] if options.steps is None else ["--steps", str(options.steps)]
+        name = f"{record['student_hash'][:16]}-{options.steps or 'own'}-{options.decoders}"
+        if make_later(options.student, name, more):
+            say("making graphs in the background, so that the next picture comes at once")
 
 
 def _system_of(origin: Path) -> str | None:
@@ -289,11 +352,15 @@ def _paint(
                 loras=[lora.record() for lora in options.loras],
             ) | guidance_record(options.guidance, options.negative)
         if options.student_hash not in (None, record["student_hash"]):
-            warnings.warn(
-                "that picture was made with other weights, so it may differ", stacklevel=2
-            )
+            warnings.warn(OTHER_WEIGHTS, stacklevel=2)
         if options.optimize:
             _optimize(pipe, options, min(_BATCH, total))
+        elif options.engine not in ("auto", "torch"):
+            named = {name: record[name] for name in ("student", "student_hash")}
+            with progress("making a graph, once", None):
+                fresh = not options.loras
+                pipe.use_graphs(options.engine, record={**named, "loras": []} if fresh else None)
+        record |= pipe.facts
         seeds = range(options.seed, options.seed + options.count)
         jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
         with progress("painting", len(jobs)) as advance:
@@ -330,6 +397,7 @@ def _load(options: RunOptions, source: Any) -> Any:
 def _optimize(pipe: Any, options: RunOptions, batch_size: int) -> None:
     with progress("optimizing", 4) as advance:
         pipe.optimize(
+            options.engine,
             width=options.width,
             height=options.height,
             batch_size=batch_size,

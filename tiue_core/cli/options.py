@@ -15,6 +15,10 @@ AcceptLicense = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
+Engine = Annotated[
+    str,
+    typer.Option(help="torch, onnxruntime, openvino, or auto: the fastest that has a graph here."),
+]
 
 
 def student_names(incomplete: str) -> list[str]:

@@ -16,6 +16,8 @@ from ..errors import TiueError
 
 FORMAT = 1  # raised when an older reader could misunderstand a newer graph
 ABOUT, TOKENIZER = "tiue", "tokenizer.json"
+SET = "student"  #: the name of a set of parts: student.json, student.encoder.onnx, ...
+PARTS = ("text_encoder", "encoder", "decoder", "vae")
 
 _NEEDED: dict[str, type] = {  # of a whole student, to paint with it
     **dict.fromkeys(("channels", "factor", "height", "width"), int),
@@ -55,6 +57,24 @@ def read(path: Path, stored: Mapping[str, str]) -> dict[str, Any]:
             "student again"
         )
     return about
+
+
+def read_set(folder: Path) -> tuple[dict[str, Any], str]:
+    """The description of a folder of parts, and its tokenizer; every file as long as it was.
+
+    Raises:
+        TiueError: a part is missing or cut off, or it is of another format.
+    """
+    try:
+        about = json.loads((folder / f"{SET}.json").read_text(encoding="utf-8"))
+        tokenizer = (folder / f"{SET}.{TOKENIZER}").read_text(encoding="utf-8")
+        whole = all((folder / name).stat().st_size == n for name, n in about["files"].items())
+        good = about["format"] == FORMAT and whole and len(about["files"]) >= len(PARTS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        good = False
+    if not good or any(not isinstance(about.get(name), kind) for name, kind in _NEEDED.items()):
+        raise TiueError(f"the graphs in {folder} are damaged or of another version: make them anew")
+    return about, tokenizer
 
 
 def check_size(about: Mapping[str, Any], width: int | None, height: int | None) -> tuple[int, int]:

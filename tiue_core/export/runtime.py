@@ -1,9 +1,10 @@
-"""A student's graph in onnxruntime. Needs numpy, tokenizers, Pillow and onnxruntime, no torch."""
+"""A student's graphs, painting: one file, or a folder of its parts. No torch.
+
+Needs numpy, tokenizers, Pillow and an engine (``sessions``).
+"""
 
 from __future__ import annotations
 
-import os
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,35 +15,51 @@ import numpy as np
 from ..errors import TiueError
 from . import metadata
 from .noise import draw_noise
+from .sessions import ENGINES, OpenVino, need, open_session
 
-PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-"""Devices in the order in which they are preferred."""
+__all__ = ["Graph", "GraphSet", "open_session"]
 
 
 class Graph:
     """One file that paints.
 
     Args:
-        path: an ``.onnx`` of ``tiue export``.
-        device: a key of ``PROVIDERS``; by default the first that is there.
+        path: an ``.onnx`` or, for OpenVINO, an ``.xml`` of ``tiue export``.
+        device: of onnxruntime, a key of ``sessions.PROVIDERS``; by default the first that is there.
 
     Raises:
         TiueError: no such file, not a graph of ours, data missing beside it, or no such device.
     """
 
+    precision = "float32"
+
     def __init__(self, path: Path, device: str | None = None) -> None:
         path = Path(path).expanduser()
-        self.session, self.device = open_session(path, device)
-        stored = self.session.get_modelmeta().custom_metadata_map
+        if path.suffix == ".xml":
+            session = OpenVino(path)
+            self.engine, self.device, self.version = OpenVino.name, "cpu", OpenVino.version()
+            stored, self._run = session.metadata(), session
+        else:
+            ort, self.device = open_session(path, device)
+            self.engine, self.version = "onnxruntime", need("onnxruntime").__version__
+            stored = ort.get_modelmeta().custom_metadata_map
+            self._run = lambda inputs: ort.run(None, inputs)
         self.about = metadata.read(path, stored)
-        ort, Tokenizer = _libraries()
-        self.version = ort.__version__
-        self.tokenizer = Tokenizer.from_str(stored[metadata.TOKENIZER])
+        self.tokenizer = _tokenizer(stored[metadata.TOKENIZER])
+
+    def vocabulary(self) -> dict[str, int]:
+        """Tokens and their ids."""
+        return self.tokenizer.get_vocab()
+
+    def facts(self) -> dict[str, str]:
+        """What a picture's metadata says of the engine."""
+        computed = {} if self.precision == "float32" else {"dtype": self.precision}
+        return {**computed, "engine": self.engine, self.engine: self.version}
+
+    def _paint(self, ids: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, N) and noise (B, C, h, w) to pictures in [0, 1] and latents."""
+        image, latents = self._run({"input_ids": ids, "noise": noise})
+        return image, latents
 
     def __call__(
         self,
@@ -73,9 +90,7 @@ class Graph:
         sides = metadata.check_size(self.about, width, height)
         shape = (self.about["channels"], *(side // self.about["factor"] for side in sides))
         noise = draw_noise(seeds, shape)
-        image, latents = self.session.run(
-            ["image", "latents"], {"input_ids": self.tokens(prompts), "noise": noise}
-        )
+        image, latents = self._paint(self.tokens(prompts), noise)
         for row in (*latents, *image):  # broken numbers would be painted black, in silence
             if not (np.isfinite(row).all() and row.min() < row.max()):
                 raise TiueError(
@@ -102,60 +117,68 @@ class Graph:
         return np.array(ids, np.int64)
 
 
-def open_session(
-    path: Path, device: str | None = None, threads: int | None = None
-) -> tuple[Any, str]:
-    """onnxruntime's session for a graph, and the device that it runs on.
+class GraphSet(Graph):
+    """A folder of graphs, one for each part of a student, as ``tiue export --parts`` writes it.
 
     Args:
-        threads: of a CPU; by default as many as ``OMP_NUM_THREADS`` says, as in PyTorch.
+        folder: holds ``student.json`` and the parts.
+        engine: a key of ``sessions.ENGINES``.
+        precision: one of the engine's.
 
     Raises:
-        TiueError: see ``Graph``.
+        TiueError: the folder is damaged, or the engine is not installed.
     """
-    ort, _ = _libraries()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise TiueError(f"{path} {what}: give a graph made by `tiue export`")
-    device = _device(device, ort.get_available_providers())
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # its errors are raised as well, and told below
-    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
-    providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers), device
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise TiueError(_why_not(path, str(error))) from error
+
+    device = "cpu"
+
+    def __init__(
+        self, folder: Path, engine: str = "onnxruntime", precision: str = "float32"
+    ) -> None:
+        self.folder, self.engine, self.precision = folder, engine, precision
+        self.about, tokenizer = metadata.read_set(folder)
+        self.version = ENGINES[engine].version()
+        self.tokenizer = _tokenizer(tokenizer)
+        self._parts: dict[str, Any] = {}
+
+    def part(self, name: str) -> Any:
+        """A part's session: "text_encoder", "encoder", "decoder" or "vae"; opened once."""
+        if name not in self._parts:
+            path = self.folder / f"{metadata.SET}.{name}.onnx"
+            self._parts[name] = ENGINES[self.engine](path, self.precision)
+        return self._parts[name]
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids (B, N) to (B, N, D)."""
+        return self.part("text_encoder")({"input_ids": ids})[0]
+
+    def encode(self, noise: np.ndarray, prompt_embeds: np.ndarray) -> list[np.ndarray]:
+        """Mid and skip features."""
+        return self.part("encoder")({"noise": noise, "prompt_embeds": prompt_embeds})
+
+    def decode(
+        self, features: Sequence[np.ndarray], noise: np.ndarray, prompt_embeds: np.ndarray
+    ) -> np.ndarray:
+        """Latents; with noise of zeros, the weighted sum of the predictions."""
+        mid, *skips = features
+        named = {f"skip_{i}": skip for i, skip in enumerate(skips)}
+        inputs = {"mid": mid, **named, "noise": noise, "prompt_embeds": prompt_embeds}
+        return self.part("decoder")(inputs)[0]
+
+    def image(self, latents: np.ndarray) -> np.ndarray:
+        """Latents to pictures (B, 3, H, W) in [0, 1]."""
+        return self.part("vae")({"latents": latents})[0]
+
+    def _paint(self, ids: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        embeds = self.encode_text(ids)
+        latents = self.decode(self.encode(noise, embeds), noise, embeds)
+        return self.image(latents), latents
 
 
-def _libraries() -> tuple[Any, Any]:
+def _tokenizer(text: str) -> Any:
     try:
-        import onnxruntime
         from tokenizers import Tokenizer
-    except ImportError as error:
+    except ImportError:
         raise TiueError(
-            f"{error.name} is not installed: pip install 'tiue[export]' to run graphs"
+            "tokenizers is not installed: pip install tokenizers to run graphs"
         ) from None
-    return onnxruntime, Tokenizer
-
-
-def _device(name: str | None, available: Sequence[str]) -> str:
-    here = [device for device, provider in PROVIDERS.items() if provider in available]
-    if name is None:
-        return here[0]
-    if name not in here:
-        raise TiueError(f"onnxruntime has no device '{name}' here: use {' or '.join(here)}")
-    return name
-
-
-def _why_not(path: Path, reason: str) -> str:
-    """onnxruntime's error as one line of ours."""
-    named = re.search(r"[^\s\"'\[/\\]+\.onnx\.data", reason)  # whoever renamed the graph
-    data = path.with_name(named[0] if named else path.name + ".data")
-    if "xternal" in reason and not data.exists():
-        return f"{path} keeps its weights in {data.name}, which is not beside it: copy it there"
-    if "xternal" in reason or "out of bounds" in reason:
-        return f"the weights in {data.name} are not those of {path}: copy both files again"
-    if "pset" in reason or "IR_VERSION" in reason or "IR version" in reason:
-        return f"{path} is from a newer exporter than this onnxruntime reads: update onnxruntime"
-    return f"{path} is not a graph that onnxruntime can read: export it again"
+    return Tokenizer.from_str(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import TiueError
+from .sessions import need
 from .trace import Traced
 
 _INLINE = 1_500_000_000  # bytes; protobuf stops at 2 GiB, so what is larger lies beside the graph
@@ -41,6 +43,27 @@ def save_onnx(graph: Traced, program: Any, path: Path, stored: dict[str, str]) -
     )
     external = f"{path.name}.data" if size > _INLINE else None
     onnx_ir.save(model, path, external_data=external)
+
+
+def save_openvino(graph: Traced, program: Any, path: Path, stored: dict[str, str]) -> None:
+    """OpenVINO's own format, ``path`` and a .bin of weights; ``stored`` in its metadata."""
+    openvino = need("openvino")
+    onnx = path.with_suffix(".onnx")
+    save_onnx(graph, program, onnx, {})
+    model = openvino.Core().read_model(str(onnx))
+    model.set_rt_info(json.dumps(stored), "tiue")
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    del model
+    for file in path.parent.glob(f"{onnx.name}*"):
+        file.unlink()
+
+
+def onnx_description(path: Path) -> dict[str, str]:
+    """What ``save_onnx`` stored in a file's metadata."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return {each.key: each.value for each in model.metadata_props}
 
 
 def _name_axes(model: Any) -> None:

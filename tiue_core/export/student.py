@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..core.schedule import OneWaySchedule
 from ..core.unet import Features, SplitUNet
-from ..pipelines.vae import decode
 from ..shared import SharedUNet
 from ..shared.layers import NotUnderstoodError
 
@@ -87,12 +86,12 @@ class Decoder(nn.Module):
 class Vae(nn.Module):
     """Latents to a picture in [0, 1]."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, pipe: Any, vae: Any) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.decode = vae, pipe.decode
 
     def forward(self, latents: Tensor) -> Tensor:
-        return (decode(self.vae, latents).float() / 2 + 0.5).clamp(0, 1)
+        return (self.decode(self.vae, latents).float() / 2 + 0.5).clamp(0, 1)
 
 
 class Student(nn.Module):
@@ -103,7 +102,7 @@ class Student(nn.Module):
         self.text_encoder = TextEncoder(pipe)
         self.encoder = Encoder(pipe, schedule)
         self.decoder = Decoder(pipe, schedule)
-        self.vae = Vae(vae)
+        self.vae = Vae(pipe, vae)
 
     def forward(self, input_ids: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         prompt_embeds = self.text_encoder(input_ids)

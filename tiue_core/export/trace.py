@@ -97,7 +97,7 @@ def traced(pipe: Any, schedule: Any, about: dict[str, Any], tokens: int) -> Iter
         },
         ["latents"],
     )
-    yield Traced("vae", Vae(vae).eval(), {"latents": noise}, {"latents": area}, ["image"])
+    yield Traced("vae", Vae(pipe, vae).eval(), {"latents": noise}, {"latents": area}, ["image"])
 
 
 def program(graph: Traced) -> Any:

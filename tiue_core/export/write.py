@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
@@ -13,11 +14,12 @@ from typing import Any
 
 import torch
 
-from ..io.files import check_writable, explain, to_disk
+from ..io.files import check_writable, explain, to_disk, write_atomically
 from . import metadata
-from .store import need_onnx, save_onnx, save_pt2
+from .store import need_onnx, onnx_description, save_onnx, save_openvino, save_pt2
 from .trace import program, traced
 
+CHECKED = "a cat on a blue background"
 _LARGEST = 4  # times the student's own side, what a graph of dynamic size takes
 
 
@@ -41,7 +43,7 @@ def export(
     Args:
         pipe: a ``TiuePipeline``; LoRAs are to be fused into it before. Its dtype is the graph's.
         out: the file; for ``parts`` ``NAME.onnx`` becomes ``NAME.text_encoder.onnx`` and so on.
-        to: "onnx" or "pt2".
+        to: "onnx", "openvino" (an .xml with a .bin beside it) or "pt2".
         steps, decoders, width, height: as ``TiuePipeline`` takes them; fixed in the graph.
         dynamic_size: let the graph take other sizes than this one.
         draft: with the tiny decoder of ``pipe.load_draft`` (TAESD) in the autoencoder's place.
@@ -54,7 +56,7 @@ def export(
         TiueError: a package is missing, or the file cannot be written.
         ValueError: a size, K or ``decoders`` that the student does not take.
     """
-    if to == "onnx":
+    if to != "pt2":
         need_onnx()
     check_writable(out.parent)
     if getattr(pipe.text_encoder.config, "use_attention_mask", False):
@@ -64,12 +66,13 @@ def export(
     tokenizer = _tokenizer(pipe)
     about = {**describe(pipe, schedule, shape, dynamic_size), **(record or {})}
     about |= {"steps": steps, "decoders": decoders, "draft": draft, "whole": not parts}
+    about["weights_hash"] = weights_hash(pipe)
     stored = {
         metadata.ABOUT: json.dumps(about, sort_keys=True),
         metadata.TOKENIZER: tokenizer.to_str(),
         "licence": str(about.get("licence", "")),
     }
-    save = save_onnx if to == "onnx" else save_pt2
+    save = {"onnx": save_onnx, "openvino": save_openvino, "pt2": save_pt2}[to]
     written = []
     with torch.no_grad(), quietly():
         for graph in traced(pipe, schedule, about, tokenizer.padding["length"]):
@@ -86,9 +89,50 @@ def export(
     return written
 
 
+@torch.no_grad()
+def export_set(pipe: Any, folder: Path, *, record: dict[str, Any], **options: Any) -> Path:
+    """Write the parts of a student into a new folder, for ``runtime.GraphSet``: four graphs for
+    any size, the tokenizer, ``student.json``, and a picture that engines are held against.
+
+    Args:
+        record, options: see ``export``.
+
+    Raises:
+        TiueError: as ``export``.
+    """
+    name = metadata.SET
+    files = export(
+        pipe, folder / f"{name}.onnx", parts=True, dynamic_size=True, record=record, **options
+    )
+    taken = {key: options[key] for key in ("steps", "decoders", "draft") if key in options}
+    latents = pipe(CHECKED, seed=0, output_type="latent", **taken).images
+    (picture,) = pipe(CHECKED, seed=0, **taken).images
+    picture.save(folder / f"{name}.png")
+    made = onnx_description(files[0])
+    write_atomically(folder / f"{name}.{metadata.TOKENIZER}", made[metadata.TOKENIZER].encode())
+    files = sorted(each for each in folder.iterdir() if each.name != f"{name}.json")
+    about = json.loads(made[metadata.ABOUT])
+    about["files"] = {each.name: each.stat().st_size for each in files}
+    about["check"] = {"prompt": CHECKED, "latents": latents.flatten()[:1024].tolist()}
+    write_atomically(folder / f"{name}.json", json.dumps(about, sort_keys=True).encode())
+    return folder
+
+
+def weights_hash(pipe: Any) -> str:
+    """SHA-256 over every weight of a pipeline as it is now, in float32, and the models' configs."""
+    digest = hashlib.sha256()
+    for name in ("text_encoder", "unet", "vae"):
+        model = getattr(pipe, name)
+        for key, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
+            if tensor.is_floating_point():
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def _in_place(folder: Path, path: Path) -> list[Path]:
     """Give finished files their names: the weights first, then the graph that needs them."""
-    files = sorted(folder.iterdir(), reverse=True)
+    files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
     for file in files:
         to_disk(file)
     placed = [file.replace(path.with_name(file.name)) for file in files]
@@ -115,6 +159,7 @@ def describe(
         "torch": torch.__version__,
         "timesteps": schedule.timesteps.tolist(),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "weights": schedule.weights.tolist(),
         "channels": channels,
         "factor": factor,
         "height": height,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
+
+from ..errors import TiueError
 
 
 def one_line(text: str) -> str:
@@ -20,3 +23,22 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+TORCH = ("torch", "diffusers", "transformers", "peft", "accelerate")  #: of the extra by that name
+
+
+def need_torch() -> None:
+    """Raise TiueError where PyTorch and what comes with it are not installed."""
+    for name in TORCH:
+        try:
+            if find_spec(name) is not None:
+                continue
+        except ValueError:  # made impossible to import
+            pass
+        raise TiueError(without_torch(name))
+
+
+def without_torch(name: str) -> str:
+    """What is said where a package of that extra is missing."""
+    return f"{name} is not installed, and this needs it: pip install 'tiue[torch]'"

@@ -25,9 +25,7 @@ def record(
         steps: K as asked for; None, the student's own.
         loras: each one's `adapters.Lora.record()`.
     """
-    import diffusers
-    import torch
-
+    engine = getattr(pipe, "facts", {})  # of another than PyTorch
     return {
         "student": source.name,
         "student_revision": source.revision,
@@ -40,9 +38,16 @@ def record(
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": pipe.device.type,
         "version": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        **(engine or versions()),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what paints in PyTorch."""
+    import diffusers
+    import torch
+
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
 def guidance_record(guidance: float, negative: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from ..core.arguments import whole
 from ..core.one_pass import one_pass
 from ..core.unet import SplitUNet
+from ..export.write import export_set, weights_hash
 from ..shared import SharedUNet
 from ..shared.doubling import double_cheaply, double_plainly
 from ..shared.measure import Times, clock
-from . import cpu, packed
+from . import cache, cpu, engines, packed
+from .graph_unet import GraphRunner
 from .graphs import Graphs
 from .watch import Watch
 
@@ -23,100 +26,140 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 Progress = Callable[[int, int, str], Any]
 
 
-class Optimizable:
-    """What ``optimize`` gives to a pipeline with a ``unet`` and a ``vae``."""
+def optimize(
+    pipe: Any,
+    engine: str = "auto",
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    batch_size: int = 1,
+    dtype: torch.dtype | None = None,
+    layout: str | None = None,
+    savings: bool = True,
+    pack: bool | None = None,
+    graphs: bool | None = None,
+    compile: bool = False,
+    progress: Progress | None = None,
+) -> GraphRunner | Optimized | None:
+    """Have a pipeline run faster: the same pictures, up to rounding. Takes some pictures' time.
 
-    unet: Any
-    vae: Any
-    to: Callable[..., Any]
-    _optimized: Optimized | None = None
+    In PyTorch, what pays is measured at the size and batch given, which are also warmed up; other
+    sizes work too, with one warm-up of their own. If nothing pays, the plain path stays.
 
-    @property
-    def split_unet(self) -> SplitUNet:
-        """The UNet in its two halves, with savings where ``optimize`` was called."""
-        optimized = self._optimized
-        if optimized is not None and optimized.unet.unet is self.unet:
-            return optimized.unet
-        return SplitUNet(self.unet)
+    Args:
+        engine: "torch", "onnxruntime", "openvino", or "auto": the fastest of those that have a
+            graph of this student (``tiue cache``) and were measured to paint what torch paints.
+            Asked for by name, an engine's graph is made where there is none.
+        width, height: in pixels; the student's own by default.
+        batch_size: images at a time.
+        dtype: of all models, as they are by default; of an engine, float32 or bfloat16.
+        layout: "contiguous" or "channels_last"; the faster one by default.
+        savings: compute what the K decoders share once (``tiue_core.shared``).
+        pack: on a CPU, run every layer the fastest way, with its weight prepared, for as much
+            memory again or more (``optimize.packed``); by default where it is possible and
+            nothing is compiled. There also ``optimize.cpu.keep_pages``.
+        graphs: CUDA graphs, for at most ``graphs.LIMIT`` sizes; on a GPU by default.
+        compile: ``torch.compile`` of every block, frozen on a CPU. Minutes, once per size.
+        progress: called with (steps done, steps in all, what comes next).
 
-    @torch.no_grad()
-    def optimize(
-        self,
-        *,
-        width: int | None = None,
-        height: int | None = None,
-        batch_size: int = 1,
-        dtype: torch.dtype | None = None,
-        layout: str | None = None,
-        savings: bool = True,
-        pack: bool | None = None,
-        graphs: bool | None = None,
-        compile: bool = False,
-        progress: Progress | None = None,
-    ) -> Any:
-        """Run faster: the same pictures, up to rounding. Takes some pictures' time, once.
+    Returns:
+        What runs the models from now on; none, where they run as they are.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}: give one of {', '.join(LAYOUTS)}")
+    plan = _Trial(pipe, width, height, whole("batch_size", batch_size, 1), progress)
+    if engine != "torch":
+        runner = graph_runner(pipe, engine, dtype)
+        if runner is not None:
+            return runner
+    if dtype is not None:
+        pipe.to(dtype)
+        plan = _Trial(pipe, width, height, batch_size, progress)
+    on_cpu = pipe.unet.device.type == "cpu"
+    if on_cpu:
+        cpu.keep_pages()
+    before = plan.seconds("as it is", SplitUNet(pipe.unet))
+    if layout is None:
+        _lay_out(pipe, "channels_last")
+        last = plan.seconds("channels last", SplitUNet(pipe.unet))
+        layout = "channels_last" if last < before else "contiguous"
+    _lay_out(pipe, layout)
+    made = Optimized(
+        pipe,
+        savings=savings,
+        pack=on_cpu and not compile and packed.can_pack() if pack is None else pack,
+        graphs=not on_cpu and torch.cuda.is_available() if graphs is None else graphs,
+        compile=compile,
+    )
+    if savings:
+        plan.measure(made)
+    after = plan.seconds("optimized", made.unet)
+    made.seconds = (before, after)
+    if after <= before:
+        return made
+    made.undo()
+    _lay_out(pipe, "contiguous")
+    warnings.warn("optimizing does not pay at this size: it runs as before", stacklevel=4)
+    return None
 
-        What pays is measured at the size and batch given, which are also warmed up; other sizes
-        work too, with one warm-up of their own. If nothing pays, the plain path stays.
 
-        Args:
-            width, height: in pixels; the student's own by default.
-            batch_size: images at a time.
-            dtype: of all models; as they are by default.
-            layout: "contiguous" or "channels_last"; the faster one by default.
-            savings: compute what the K decoders share once (``tiue_core.shared``).
-            pack: on a CPU, run every layer the fastest way, with its weight prepared, for as much
-                memory again or more (``speed.packed``); by default where it is possible and
-                nothing is compiled. There also ``speed.cpu.keep_pages``.
-            graphs: CUDA graphs, for at most ``speed.graphs.LIMIT`` sizes; on a GPU by default.
-            compile: ``torch.compile`` of every block, frozen on a CPU. Minutes, once per size.
-            progress: called with (steps done, steps in all, what comes next).
+def graph_runner(
+    pipe: Any,
+    engine: str,
+    dtype: torch.dtype | None = None,
+    record: dict[str, Any] | None = None,
+) -> GraphRunner | None:
+    """A pipeline's models as graphs of an engine, or none: PyTorch is to paint.
 
-        Returns:
-            The pipeline itself.
-        """
-        if layout is not None and layout not in LAYOUTS:
-            raise ValueError(f"layout is {layout!r}: give one of {', '.join(LAYOUTS)}")
-        self.plain()
-        if dtype is not None:
-            self.to(dtype)
-        on_cpu = self.unet.device.type == "cpu"
-        if on_cpu:
-            cpu.keep_pages()
-        plan = _Trial(self, width, height, whole("batch_size", batch_size, 1), progress)
-        before = plan.seconds("as it is")
-        if layout is None:
-            layout = plan.faster_layout(before)
-        _lay_out(self, layout)
-        self._optimized = Optimized(
-            self,
-            savings=savings,
-            pack=on_cpu and not compile and packed.can_pack() if pack is None else pack,
-            graphs=not on_cpu and torch.cuda.is_available() if graphs is None else graphs,
-            compile=compile,
+    Args:
+        record: what a new graph says of the student; see ``export.write.export``.
+
+    Raises:
+        TiueError: the engine is not installed, or its graph cannot be written.
+    """
+    engines.check(engine)
+    asked = engine != "auto"
+    why = _no_graph(pipe)
+    folder = None if why else _graphs_of(pipe, asked, record or {"loras": []})
+    precision = None if dtype is None else str(dtype).removeprefix("torch.")
+    graphs = None if folder is None else engines.choose(folder, engine, precision)
+    if graphs is not None:
+        return GraphRunner(pipe, graphs)
+    if asked:
+        why = why or "it does not paint what torch paints"
+        warnings.warn(f"{engine} is not taken ({why}): PyTorch paints", stacklevel=5)
+    return None
+
+
+def _no_graph(pipe: Any) -> str:
+    """Why a pipeline cannot be run as graphs; empty if it can."""
+    if pipe.unet.device.type != "cpu":
+        return "the models are on a GPU"
+    if pipe.unet.dtype != torch.float32:
+        return "the models are not in float32"
+    if pipe.added_conditions or getattr(pipe.text_encoder.config, "use_attention_mask", False):
+        return "a student of this layout has no graph"
+    return ""
+
+
+def _graphs_of(pipe: Any, make: bool, record: dict[str, Any]) -> Path | None:
+    """The set of a pipeline's weights and timesteps."""
+    timesteps = pipe.schedule().timesteps.tolist()
+    if not make and not any(about["timesteps"] == timesteps for _, about in cache.kept()):
+        return None  # so there is nothing to take a hash for
+    found = weights_hash(pipe)
+    folder = cache.find(weights_hash=found, timesteps=timesteps)
+    if folder is not None or not make:
+        return folder
+    try:
+        return cache.keep(
+            lambda folder: export_set(pipe, folder, record=record),
+            f"{found[:16]}-{len(timesteps)}",
         )
-        if savings:
-            plan.measure(self._optimized)
-        after = plan.seconds("optimized")
-        self._optimized.seconds = (before, after)
-        if after > before:
-            self.plain()
-            _lay_out(self, "contiguous")
-            warnings.warn("optimizing does not pay at this size: it runs as before", stacklevel=3)
-        return self
-
-    def _decode_images(self, vae: Any, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
-        if self._optimized is None:
-            return vae.decode(z, return_dict=False)[0]
-        return self._optimized.decode(vae, z)
-
-    def plain(self) -> Any:
-        """Undo ``optimize``, all but dtype and layout."""
-        if self._optimized is not None:
-            self._optimized.undo()
-            self._optimized = None
-        return self
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        warnings.warn(f"this student cannot be traced ({first})", stacklevel=6)
+        return None
 
 
 class Optimized:
@@ -141,6 +184,10 @@ class Optimized:
             self._prepare(block)
         self._prepare(pipe.vae.decoder)
 
+    def facts(self) -> dict[str, str]:
+        """What a picture's metadata says of the engine: nothing, it is PyTorch."""
+        return {}
+
     def undo(self) -> None:
         for model in self.models:
             packed.unpack(model)
@@ -148,9 +195,13 @@ class Optimized:
             for module in model.modules():
                 module._compiled_call_impl = None
 
-    def decode(self, vae: Any, z: Tensor) -> Tensor:
-        """Latents to images in [-1, 1]."""
-        return self._run(vae.decode, z, False)[0]
+    def embed(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Token ids (B, N) to embeddings (B, N, D)."""
+        return encoder(ids, attention_mask=mask)[0]
+
+    def image(self, vae: Any, z: Tensor, decode: Callable[..., Tensor]) -> Tensor:
+        """z (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
+        return decode(vae, z, lambda vae, latents: self._run(vae.decode, latents, False)[0])
 
     def _prepare(self, module: nn.Module) -> None:
         """For a block of the encoder, and for every decoder that the savings make."""
@@ -190,16 +241,11 @@ class _Trial:
         self.progress(self.done, 4, what)
         self.done += 1
 
-    def seconds(self, what: str) -> float:
+    def seconds(self, what: str, unet: SplitUNet) -> float:
         self.say(what)
-        unet = self.pipe.split_unet
         return clock(
             lambda: one_pass(unet, self.schedule, self.noise, self.prompts), self.noise.device
         )
-
-    def faster_layout(self, contiguous: float) -> str:
-        _lay_out(self.pipe, "channels_last")
-        return "channels_last" if self.seconds("channels last") < contiguous else "contiguous"
 
     def measure(self, optimized: Optimized) -> None:
         self.say("savings")

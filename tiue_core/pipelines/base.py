@@ -40,7 +40,7 @@ from ..core.noise import draw_noise
 from ..core.one_pass import one_pass
 from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
-from ..optimize.optimize import Optimizable
+from ..optimize.optimize import graph_runner, optimize
 from ..shared.finite import check_picture
 from ..students import lycoris, portable
 from ..students.folder import READING, models_of
@@ -66,7 +66,6 @@ class TiueOutput(BaseOutput):
 
 
 class TiuePipeline(
-    Optimizable,
     DiffusionPipeline,
     StableDiffusionMixin,
     TextualInversionLoaderMixin,
@@ -83,6 +82,7 @@ class TiuePipeline(
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
+    decode = staticmethod(decode)
     added_conditions: str | None = None  #: what the UNet wants beside the prompt
     layouts: ClassVar[dict[str, type[TiuePipeline]]] = {}  #: subclasses by what they add
     vae: Any
@@ -119,6 +119,7 @@ class TiuePipeline(
         self._embeddings = Embeddings()
         self._merged: list[tuple[Tensor, Tensor]] = []  # weights before LyCORIS' kinds of LoRA
         self.draft_vae: Any = None
+        self._optimized: Any = None  # what runs the models, after ``optimize``
         self._warned_words: set[str] = set()
         self._warned_sizes: set[str] = set()
 
@@ -168,6 +169,46 @@ class TiuePipeline(
     def _get_signature_types(cls) -> dict[str, tuple]:
         """None: diffusers before 0.37 fails on annotations like ours, which it only logs of."""
         return dict.fromkeys(signature(cls.__init__).parameters, (Signature.empty,))
+
+    @property
+    def split_unet(self) -> SplitUNet:
+        """The UNet in its two halves, faster where ``optimize`` was called."""
+        if self._optimized is not None and self._optimized.unet.unet is self.unet:
+            return self._optimized.unet
+        return SplitUNet(self.unet)
+
+    @torch.no_grad()
+    def optimize(self, engine: str = "auto", **options: Any) -> TiuePipeline:
+        """Run faster: the same pictures, up to rounding. Takes some pictures' time, once.
+
+        Args:
+            engine: "auto", "torch", "onnxruntime" or "openvino".
+            options: see ``optimize.optimize.optimize``.
+        """
+        self.plain()
+        self._optimized = optimize(self, engine, **options)
+        return self
+
+    def use_graphs(
+        self, engine: str = "auto", dtype: Any = None, record: dict[str, Any] | None = None
+    ) -> Any:
+        """The part of ``optimize`` that changes no model: graphs of an engine, where there are
+        some. ``record`` is what a graph that must be made says of the student."""
+        self.plain()
+        self._optimized = graph_runner(self, engine, dtype, record)
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a picture's metadata has to say of the engine."""
+        return {} if self._optimized is None else self._optimized.facts()
+
+    def plain(self) -> TiuePipeline:
+        """Undo ``optimize``, all but dtype and layout."""
+        if self._optimized is not None:
+            self._optimized.undo()
+            self._optimized = None
+        return self
 
     def schedule(self, steps: int | None = None, decoders: str = "exact") -> OneWaySchedule:
         """The student's own schedule, or the one of K = ``steps``."""
@@ -321,7 +362,10 @@ class TiuePipeline(
             tokens = tokenize(self.tokenizer, batch, limit).to(self._execution_device)
             masked = getattr(self.text_encoder.config, "use_attention_mask", False)
             mask = tokens.attention_mask if masked else None
-            embeds.append(self.text_encoder(tokens.input_ids, attention_mask=mask)[0])
+            if self._optimized is not None:
+                embeds.append(self._optimized.embed(self.text_encoder, tokens.input_ids, mask))
+            else:
+                embeds.append(self.text_encoder(tokens.input_ids, attention_mask=mask)[0])
         return torch.cat(embeds)
 
     @cached_property
@@ -387,7 +431,9 @@ class TiuePipeline(
         if output_type == "latent":
             check_picture(self, latents)
             return latents
-        images = decode(self.draft_vae if draft else self.vae, latents, self._decode_images)
+        vae = self.draft_vae if draft else self.vae
+        run = self._optimized
+        images = decode(vae, latents) if run is None else run.image(vae, latents, decode)
         check_picture(self, latents, images)
         return self.image_processor.postprocess(images, output_type=output_type)
 

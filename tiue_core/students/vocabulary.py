@@ -54,6 +54,20 @@ class Vocabulary:
         return f"{said}; it knows: {', '.join(sorted(self.words - _LINKS))}"
 
 
+def notes(
+    tokens: Mapping[str, int],
+    folder: Path,
+    texts: Iterable[str],
+    size: tuple[int, int],
+    own: tuple[int, int],
+) -> list[str]:
+    """What there is to say before prompts are painted; sizes are (width, height) in px."""
+    vocabulary = Vocabulary(tokens, folder)
+    unknown = vocabulary.unknown(texts)
+    said = [vocabulary.note(unknown) if unknown else "", size_note(*size, own)]
+    return [note for note in said if note]
+
+
 def size_note(width: int, height: int, own: tuple[int, int]) -> str:
     """One line about a size far from the one the student was trained at, "" where it is near.
 

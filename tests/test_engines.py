@@ -1,0 +1,202 @@
+"""Other engines paint what torch paints, and are left where they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_students import make_student
+
+from tiue_core import SplitUNet, TiuePipeline
+from tiue_core.errors import TiueError
+from tiue_core.export.metadata import read_set
+from tiue_core.export.runtime import GraphSet
+from tiue_core.export.sessions import installed
+from tiue_core.export.write import export_set
+from tiue_core.optimize import cache, engines
+from tiue_core.optimize.graph_unet import GraphRunner, GraphUNet
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+PROMPTS, SEEDS = ["a cat", "", "dog, and 3 more."], [3, 4, 2**33 + 5]
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two levels, random weights."""
+    return TiuePipeline.from_pretrained(make_student(tmp_path_factory.mktemp("student")))
+
+
+@pytest.fixture(scope="module")
+def made(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of graphs, made once."""
+    folder = tmp_path_factory.mktemp("set")
+    return export_set(pipe, folder, record={"student": "tiny", "student_hash": "1", "loras": []})
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds the set, and nothing is shipped."""
+    monkeypatch.setenv("TIUE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "SHIPPED", tmp_path / "nothing")
+    (tmp_path / "cache" / "graphs").mkdir(parents=True)
+    (tmp_path / "cache" / "graphs" / "tiny").symlink_to(made, target_is_directory=True)
+    return tmp_path / "cache"
+
+
+def latents(pipe: Any, **options: Any) -> torch.Tensor:
+    return pipe(PROMPTS, seed=SEEDS, output_type="latent", **options).images
+
+
+@pytest.mark.parametrize("engine", installed())
+@pytest.mark.parametrize("size", [{}, {"width": 24, "height": 16}])
+def test_the_same_latents_and_pictures(
+    pipe: Any, made: Path, engine: str, size: dict[str, int]
+) -> None:
+    picture, found = GraphSet(made, engine).run(PROMPTS, SEEDS, **size)
+    wanted = pipe(PROMPTS, seed=SEEDS, output_type="latent", **size).images.numpy()
+    pixels = pipe(PROMPTS, seed=SEEDS, output_type="pt", **size).images.numpy()
+    assert np.abs(found - wanted).max() <= 1e-4 and wanted.std() > 1
+    assert np.abs(picture - pixels).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("engine", ["auto", *installed()])
+def test_a_pipeline_runs_in_an_engine(pipe: Any, home: Path, engine: str) -> None:
+    expected, guided = latents(pipe), latents(pipe, guidance_scale=3.0, negative_prompt="dog")
+    pixels = pipe(PROMPTS, seed=SEEDS, output_type="pt").images
+    pipe.optimize(engine, dtype=torch.float32)
+    try:
+        runner = pipe._optimized
+        assert isinstance(runner, GraphRunner) and isinstance(pipe.split_unet, GraphUNet)
+        assert engine in ("auto", runner.graphs.engine)
+        forbid(runner)
+        assert (latents(pipe) - expected).abs().max() <= 1e-4
+        assert (
+            latents(pipe, guidance_scale=3.0, negative_prompt="dog") - guided
+        ).abs().max() < 1e-3
+        assert (pipe(PROMPTS, seed=SEEDS, output_type="pt").images - pixels).abs().max() <= 1 / 255
+    finally:
+        allow(runner)
+        pipe.plain()
+
+
+def forbid(runner: Any) -> None:
+    """No torch model may run."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("PyTorch ran")
+
+    for watch in runner._watches.values():
+        watch.model.register_forward_pre_hook(refuse)
+        for child in watch.model.children():
+            child.register_forward_pre_hook(refuse)
+
+
+def allow(runner: Any) -> None:
+    for watch in runner._watches.values():
+        for module in watch.model.modules():
+            module._forward_pre_hooks.clear()
+
+
+def test_what_a_graph_does_not_hold_torch_paints(pipe: Any, home: Path) -> None:
+    fast, three = latents(pipe, decoders="fast"), latents(pipe, steps=3)
+    weight = pipe.unet.conv_in.weight.data
+    pipe.optimize("onnxruntime")
+    try:
+        assert (latents(pipe, decoders="fast") - fast).abs().max() <= 1e-4
+        assert torch.equal(latents(pipe, steps=3), three)  # it starts at another timestep
+        before = latents(pipe)
+        weight.mul_(2)  # through .data: no version tells
+        with pytest.warns(UserWarning, match="not those of the graph: PyTorch paints"):
+            changed = latents(pipe)
+        plain = TiuePipeline(**pipe.components)
+        assert (changed - latents(plain)).abs().max() <= 1e-4
+        assert (changed - before).abs().max() > 0.1
+        weight.div_(2)
+        assert torch.equal(latents(pipe), before)  # and the graphs stand for it again
+    finally:
+        pipe.plain()
+
+
+def test_other_weights_find_no_graph(home: Path, tmp_path: Path, pipe: Any) -> None:
+    assert cache.find(student_hash="1") == home / "graphs" / "tiny"
+    for other in ({"student_hash": "2"}, {"decoders": "fast"}, {"steps": 3}, {"draft": True}):
+        assert cache.find(**{"student_hash": "1", **other}) is None
+    weight = pipe.unet.conv_in.weight.data
+    weight.mul_(2)
+    pipe.optimize("auto")
+    weight.div_(2)
+    assert not isinstance(pipe._optimized, GraphRunner)
+    pipe.plain()
+
+
+@pytest.mark.parametrize("harm", ["cut", "format", "gone"])
+def test_a_damaged_set_is_not_taken(made: Path, home: Path, tmp_path: Path, harm: str) -> None:
+    import shutil
+
+    (home / "graphs" / "tiny").unlink()
+    folder = home / "graphs" / "tiny"
+    shutil.copytree(made, folder)
+    assert cache.find(student_hash="1") == folder
+    if harm == "cut":
+        part = folder / "student.encoder.onnx"
+        part.write_bytes(part.read_bytes()[:-1])
+    elif harm == "gone":
+        (folder / "student.vae.onnx").unlink()
+    else:
+        about = json.loads((folder / "student.json").read_text())
+        (folder / "student.json").write_text(json.dumps({**about, "format": 0}))
+    with pytest.raises(TiueError, match="damaged or of another version"):
+        read_set(folder)
+    assert cache.find(student_hash="1") is None
+
+
+def test_an_engine_that_paints_something_else_is_not_taken(
+    pipe: Any, home: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = GraphSet.image
+    monkeypatch.setattr(GraphSet, "image", lambda self, z: image(self, z) * 0.9)
+    monkeypatch.setattr(engines, "ENGINES", {"onnxruntime": engines.ENGINES["onnxruntime"]})
+    with pytest.warns(UserWarning, match="of 255 from torch: not taken"):
+        assert engines.choose(made, "onnxruntime") is None
+    assert engines.choose(made, "onnxruntime") is None  # remembered, and not said again
+    with pytest.warns(UserWarning, match=r"onnxruntime is not taken .*: PyTorch paints"):
+        pipe.optimize("onnxruntime")
+    assert not isinstance(pipe._optimized, GraphRunner)
+    assert type(pipe.plain().split_unet) is SplitUNet
+
+
+def test_engines_that_are_missing_or_unknown() -> None:
+    with pytest.raises(TiueError, match="give auto, torch"):
+        engines.check("tensorrt")
+
+
+def test_the_cache_is_bounded_and_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+) -> None:
+    import shutil
+
+    monkeypatch.setenv("TIUE_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr(cache, "LIMIT", 2)
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+
+    for name in ("a", "b", "c"):
+        place = cache.keep(copy, name)
+        assert place == tmp_path / "graphs" / name and read_set(place)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TiueError, match="no space left"):
+        cache.keep(fail, "d")
+    names = {path.name for path in (tmp_path / "graphs").iterdir()}
+    assert len(names) == 2 and "d" not in names
+    assert cache.clear() > 0 and not (tmp_path / "graphs").exists()

@@ -1,0 +1,117 @@
+"""A pipeline's models in another engine: the three calls stay, graphs answer them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.unet import Features, SplitUNet
+from ..export.runtime import GraphSet
+from ..shared.layers import fingerprint
+from .watch import Watch
+
+
+class GraphUNet(SplitUNet):
+    """A ``SplitUNet`` whose halves run as graphs.
+
+    What graphs do not hold (single predictions, other timesteps or weights, conditions, gradients)
+    PyTorch computes; ``usable`` says whether they still stand for the weights.
+    """
+
+    def __init__(self, unet: Any, graphs: GraphSet, usable: Any) -> None:
+        super().__init__(unet)
+        self.graphs, self.usable = graphs, usable
+        about = graphs.about
+        self.timesteps = list(about["timesteps"])
+        self.weights = torch.tensor(about["weights"], dtype=torch.float64)
+
+    def encode(
+        self, noise: Tensor, timestep: Tensor | int, prompt_embeds: Tensor, **conditions: Any
+    ) -> Features:
+        """As ``SplitUNet.encode``."""
+        one = not isinstance(timestep, Tensor) or timestep.ndim == 0
+        first = one and int(timestep) == self.timesteps[0]
+        if not first or not self._fit(noise, prompt_embeds, conditions):
+            return super().encode(noise, timestep, prompt_embeds, **conditions)
+        mid, *skips = map(torch.from_numpy, self.graphs.encode(array(noise), array(prompt_embeds)))
+        return Features(mid=mid, skips=tuple(skips), size=(noise.shape[-2], noise.shape[-1]))
+
+    def decode(
+        self,
+        features: Features,
+        timesteps: Tensor | Sequence[int],
+        prompt_embeds: Tensor,
+        *,
+        chunk: int | None = None,
+        weights: Tensor | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """As ``SplitUNet.decode``."""
+        own = weights is not None and [int(t) for t in timesteps] == self.timesteps
+        own = own and torch.allclose(weights.double().cpu(), self.weights, rtol=1e-6, atol=0)
+        if not own or not self._fit(features.mid, prompt_embeds, conditions):
+            options: dict[str, Any] = {"chunk": chunk, "weights": weights, **conditions}
+            return super().decode(features, timesteps, prompt_embeds, **options)
+        channels = self.unet.config.in_channels
+        nothing = torch.zeros(len(features.mid), channels, *features.size)  # leaves their sum
+        given = [array(each) for each in (features.mid, *features.skips)]
+        return torch.from_numpy(self.graphs.decode(given, nothing.numpy(), array(prompt_embeds)))
+
+    def _fit(self, like: Tensor, prompt_embeds: Tensor, conditions: dict[str, Any]) -> bool:
+        given = any(value is not None for value in conditions.values())
+        rows = prompt_embeds.ndim == 3 and len(prompt_embeds) == len(like)
+        return not given and rows and not torch.is_grad_enabled() and self.usable()
+
+
+class GraphRunner:
+    """How a pipeline runs its models as graphs, for as long as they are what they were."""
+
+    def __init__(self, pipe: Any, graphs: GraphSet) -> None:
+        self.graphs, self._said = graphs, False
+        self._watches = {id(model): Watch(model) for model in (pipe.text_encoder, pipe.vae)}
+        unet = self._watches[id(pipe.unet)] = Watch(pipe.unet)
+        self._seen = {key: _state(watch) for key, watch in self._watches.items()}
+        self.unet: SplitUNet = GraphUNet(pipe.unet, graphs, lambda: self.holds(unet.model))
+
+    def holds(self, model: Any) -> bool:
+        """Whether the graphs are of this model and of the weights that it has now."""
+        watch = self._watches.get(id(model))
+        if watch is None:
+            return False
+        same = _state(watch) == self._seen[id(model)]
+        if not (same or self._said):
+            self._said = True
+            warnings.warn("the weights are not those of the graph: PyTorch paints", stacklevel=2)
+        return same
+
+    def embed(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Token ids (B, N) to embeddings (B, N, D)."""
+        if mask is not None or not self.holds(encoder):
+            return encoder(ids, attention_mask=mask)[0]
+        return torch.from_numpy(self.graphs.encode_text(ids.cpu().numpy()))
+
+    def image(self, vae: Any, z: Tensor, decode: Callable[..., Tensor]) -> Tensor:
+        """z (B, C, h, w) to images (B, 3, H, W) in [-1, 1]; ``decode`` does it in PyTorch."""
+        if not self.holds(vae):
+            return decode(vae, z)
+        return 2 * torch.from_numpy(self.graphs.image(array(z))) - 1
+
+    def facts(self) -> dict[str, str]:
+        """What a picture's metadata says of the engine."""
+        return self.graphs.facts()
+
+    def undo(self) -> None:
+        """Nothing of the pipeline was changed."""
+
+
+def _state(watch: Watch) -> tuple:
+    return (*watch.state(), fingerprint(watch.model.parameters()))
+
+
+def array(tensor: Tensor) -> Any:
+    """As float32 in numpy."""
+    return tensor.detach().float().cpu().contiguous().numpy()
