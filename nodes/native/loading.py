@@ -23,9 +23,10 @@ from ...tiue_core.core.schedule import STEPS
 from ...tiue_core.io.files import read_header
 from ...tiue_core.students import checkpoint
 from ...tiue_core.students.checkpoint import STABLE_DIFFUSION, Made
+from ...tiue_core.students.vocabulary import Vocabulary
 from .. import folders
 from . import saved, shapes
-from .notes import KEY
+from .notes import KEY, tell
 
 Weights = dict[str, torch.Tensor]
 
@@ -56,7 +57,21 @@ def load_folder(
     }
     texts = _weights(folder / "text_encoder")
     clip = _clip(entry, texts, folder / "text_encoder", embeddings, dtype)
+    tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+    _tell_of_unknown_words(clip.tokenizer, Vocabulary(tokens, folder))
     return model, clip, _vae(folder, vae_config, dtype)
+
+
+def _tell_of_unknown_words(tokenizer: Any, vocabulary: Vocabulary) -> None:
+    """Have the node that encodes a prompt say which of its words the student was not trained on."""
+    tokenize = tokenizer.tokenize_with_weights
+
+    def tokenize_and_tell(text: str, *args: Any, **options: Any) -> Any:
+        unknown = vocabulary.unknown([text])
+        tell([vocabulary.note(unknown)] * bool(unknown))
+        return tokenize(text, *args, **options)
+
+    tokenizer.tokenize_with_weights = tokenize_and_tell
 
 
 @dataclass(frozen=True)

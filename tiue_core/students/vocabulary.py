@@ -15,7 +15,7 @@ _CLOSED = 4096  # whole words; CLIP's own vocabulary has 36,000 and spells any o
 _END = "</w>"  # marks the end of a word in CLIP's byte-pair encoding
 _LINKS = frozenset({"a", "an", "and", "at", "in", "of", "on", "the", "with"})
 _FAR = 1.5  # times the side it was trained at
-_LETTER = re.compile(r"[a-z0-9]", re.ASCII)
+_SPELLED = re.compile(r"[a-z]|[0-9]+")  # single letters and numbers say nothing by themselves
 
 
 class Vocabulary:
@@ -42,7 +42,7 @@ class Vocabulary:
         if not self.words:
             return []
         found = dict.fromkeys(word for text in texts for word in _words(text))
-        return [w for w in found if w not in self.words and not _LETTER.fullmatch(w)]
+        return [w for w in found if w not in self.words and not _SPELLED.fullmatch(w)]
 
     def note(self, unknown: Iterable[str], again: bool = False) -> str:
         """One line about words that are not known; ``again`` leaves out what is known."""

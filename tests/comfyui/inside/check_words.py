@@ -179,3 +179,16 @@ def test_errors_have_a_plain_type_name():
 
     for kind in (TiueError, checks.OtherNoiseLevel):
         assert "tiue_pack" not in kind.__module__ and "/" not in kind.__module__
+
+
+def test_the_node_that_encodes_a_prompt_says_which_words_are_not_known(nodes):
+    from tiue_pack.nodes.native.notes import collected
+
+    _, clip, _ = nodes.LoadStudent("stickers")
+    encode = stock.CLIPTextEncode().encode
+    with collected() as lines:
+        encode(clip.clone(), "a (cat:1.2) on a blue background")
+    assert lines == []
+    with collected() as lines:
+        encode(clip.clone(), "a dragon in space")
+    assert len(lines) == 1 and "does not know the prompt's 'dragon', 'in', 'space'" in lines[0]
