@@ -152,6 +152,8 @@ def live(broker: RequestBroker, choices: Choices) -> None:
         return [order.prompt, order.seed, *choices.restored(order)]
 
     restorable = [prompt, seed, *choices.restorable]
-    repaint(past.select(restore, None, restorable, **instantly))
+    # By the queue: without it Gradio keeps to itself what was wrong.
+    heard = {**instantly, "queue": True, "concurrency_limit": None}
+    repaint(past.select(restore, None, restorable, **heard))
     here = "() => [location.search]"
-    repaint(broker.page.load(arrive, [link], restorable, js=here, **instantly))
+    repaint(broker.page.load(arrive, [link], restorable, js=here, **heard))
