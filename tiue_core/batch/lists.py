@@ -258,6 +258,10 @@ def _csv(file: Iterable[str]) -> Raw:
                 cells = source.taken[0].rstrip("\r\n").split("\t")
                 yield line, {name: cell for name, cell in zip(header, cells, strict=False) if name}
                 continue
+            cells = _missing_quote(source.taken[0], len(header or ()))
+            if cells and header is not None:
+                yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+                continue
             # a quote that never closes has taken other rows with it
             if header is None:
                 yield line, Unreadable(f"the header cannot be read ({error}): mend the quotes")
@@ -285,6 +289,13 @@ def _csv(file: Iterable[str]) -> Raw:
             continue
         named = zip(header, cells, strict=False)
         yield line, {name: cell for name, cell in named if name}
+
+
+def _missing_quote(line: str, width: int) -> list[str]:
+    """`style,"a cat,"ugly, bad"`: a forgotten quote, where the fields still count."""
+    cells = line.strip().split(',"')
+    right = len(cells) == width > 1 and line.strip().endswith('"')
+    return [cell.strip('"') for cell in cells] if right else []
 
 
 def _header(names: list[str]) -> str:

@@ -140,7 +140,11 @@ class Planner:
         own_columns = {**row.columns, **({"prompt": self.options.subject} if row.columns else {})}
         if "{prompt}" in row.prompt:  # a style of A1111
             own_columns["prompt"] = self.options.subject
-        template = fill(row.prompt, own_columns, row.unusable)
+        template = " ".join(fill(row.prompt, own_columns, row.unusable).split())
+        if self.options.subject and "{prompt}" not in row.prompt:
+            template = ", ".join(filter(None, (self.options.subject, template)))
+        if not template:
+            raise _Refused("prompt", "there is no prompt: say what to paint, here or with --prompt")
         loras = tuple(self._lora(choice) for choice in row.lora)
         seed = self._first_seed(row, repeats, count)
         if seed + count > SEEDS:

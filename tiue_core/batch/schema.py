@@ -173,7 +173,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[str, BeforeValidator(_prompt)]
+    prompt: Annotated[str, BeforeValidator(_prompt)] = ""  # of a style that has only a negative
     negative: _Text = ""
     seed: Annotated[int | None, _whole(0, SEEDS - 1, "seed"), BeforeValidator(_seed)] = None
     width: _Side = None
@@ -236,7 +236,7 @@ def check_row(raw: Mapping[Any, Any], file: str, line: int, number: int) -> Plac
             columns[name] = "" if value is None else _text(value, FREE_LIMIT)
         except PydanticCustomError as error:
             unusable[name] = error.message()
-    if "prompt" not in fields:
+    if "prompt" not in fields and "negative" not in fields:
         return BadRow(file, line, "prompt", "there is no prompt: say what to paint")
     try:
         row = Row(**fields, columns=columns, unusable=unusable)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import TiueError
 
-_COMMENT = re.compile(r"(?:^|(?<=\s))(?:#|//)(?:\s.*)?$|^(?:#|//).*$|/\*.*?\*/")
+_COMMENT = re.compile(r"(?:^|(?<=\s))(?:#|//)(?:\s.*)?$|^(?:#|//).*$|/\*.*?\*/", re.M)
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*::")
 _UNQUOTED = re.compile(r"^(\s*-\s+)([{\[@`%*&!|>].*?|[^'\"#].*?:\s.*?)\s*$")
 _SUFFIXES = (".txt", ".yaml", ".yml", ".json")
@@ -86,6 +86,9 @@ class Collections:
                 self._files[inner.with_suffix("").as_posix()] = path
             else:
                 self._files.update(self._structured(path, inner))
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
 
     def get(self, name: str) -> Values:
         """The values of all files that a name, or a pattern such as `colours/*`, stands for."""
@@ -238,7 +241,8 @@ def _walk(node: _Plain | None, file: str, path: list[str]) -> Iterator[tuple[str
         return
     items = node.content if node.kind == "list" else [node]
     found = [value for item in items if (value := _item(item, file)) is not None]
-    yield "/".join(part for part in path if part), Values(found)
+    if found:
+        yield "/".join(part for part in path if part), Values(found)
 
 
 def _item(node: _Plain, file: str) -> Value | None:

@@ -1,0 +1,151 @@
+"""Lists that other tools wrote: read as they were meant, or refused row by row."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import helpers_batch as helpers
+import pytest
+from helpers_batch import make
+from PIL import Image
+
+from tiue_core.batch.jobs import Job
+from tiue_core.batch.options import RunOptions
+from tiue_core.errors import TiueError
+
+
+def jobs(source: Any, kind: str | None = "txt", **options: Any) -> list[Any]:
+    return list(RunOptions(source, kind, **options).jobs(helpers.SETTINGS))
+
+
+def one(source: Any, kind: str | None = "txt", **options: Any) -> Job:
+    (job,) = jobs(source, kind, **options)
+    assert isinstance(job, Job), job
+    return job
+
+
+def wrong(source: Any, kind: str | None = "txt", **options: Any) -> str:
+    return "\n".join(str(row) for row in jobs(source, kind, **options) if not isinstance(row, Job))
+
+
+def test_options_of_kohya_and_midjourney() -> None:
+    job = one("1girl, :d --n ugly, bad --w 64 --h 32 --d 47 --l 7 --s 20")
+    assert (job.prompt, job.negative) == ("1girl, :d", "ugly, bad")
+    assert (job.width, job.height, job.seed) == (64, 32, 47)
+    assert one("a cat --seed 5 --no dogs").negative == "dogs"
+    for line in ("a cat --ar 16:9 --seed 5", "a cat --seed 5 --ar 16:9", "a cat --v 6"):
+        assert "another program's option" in wrong(line)
+
+
+def test_columns_of_data_sets() -> None:
+    assert one("Prompts,Category\nA red car.,Colors\n", "csv").prompt == "A red car."
+    row = '{"file_name": "0.png", "text": "a cat", "ok": true, "tags": ["x"], "a.b[0]": null}\n'
+    assert one(row, "jsonl").prompt == "a cat"
+    assert one('{"prompt": "a", "text": "b"}\n', "jsonl").prompt == "a"
+    tsv = 'Prompt\tNote\na 12" pizza\tx\n"a b\ty\n'
+    assert [job.prompt for job in jobs(tsv, "csv")] == ['a 12" pizza', '"a b']
+    assert one("Prompt\tseed\r\na cat\t3\r\n").seed == 3  # Excel's "Unicode text"
+
+
+def test_a_column_is_there_or_is_an_error_with_the_nearest_name() -> None:
+    assert one("prompt,My Colour\na {my colour} cat,red\n", "csv").prompt == "a red cat"
+    assert "{colr} is no column: did you mean {colour}" in wrong(
+        "prompt,colour\na {colr} cat,red\n", "csv"
+    )
+    assert one("prompt,mood\na {mood} fox,\n", "csv").prompt == "a fox"
+    assert "true (quote it" in wrong('{"prompt": "a {x}", "x": true}\n', "jsonl")
+
+
+def test_styles_of_a1111() -> None:
+    text = 'name,prompt,negative_prompt\nbase,{prompt} . sharp,"ugly, bad"\nbare,,ugly\n'
+    assert [job.prompt for job in jobs(text, "csv", subject="a cat")] == ["a cat . sharp", "a cat"]
+    assert "there is no prompt" in wrong(text, "csv")
+
+
+def test_loras_in_prompts(tmp_path: Path) -> None:
+    import helpers_students
+    from safetensors.torch import save_file
+
+    save_file(helpers_students.lora_tensors(), tmp_path / "ink.safetensors")
+    job = one("a cat, <lora:ink:0.8> sharp", loras=tmp_path)
+    assert job.prompt == "a cat, sharp" and job.loras[0][1] == 0.8
+    assert "give --loras FOLDER" in wrong("a cat <lora:ink:0.8>")
+    assert "no 'pen' in" in wrong("a cat {<lora:pen:1>|<lora:pen:2>}", loras=tmp_path)
+
+
+def test_smaller_things() -> None:
+    assert "what a spreadsheet writes for an error" in wrong("prompt,seed\n#N/A,1\n", "csv")
+    own = one("a cat").seed
+    assert one('{"prompt": "a cat", "seed": -1.0}\n', "jsonl").seed == own
+    assert one("- {prompt: a cat, seed: 0123}\n", "yaml").seed == 123
+    assert "seed" in wrong("- {prompt: a cat, seed: 1:30}\n", "yaml")
+    assert "comes out empty" in wrong("{|}")
+    assert "there is no row in this list" in wrong("")
+
+
+def test_own_files_stay(tmp_path: Path) -> None:
+    from tiue_core.batch.index import html_index
+    from tiue_core.batch.sheet import contact_sheets
+
+    (tmp_path / "index.html").write_text("mine")
+    options = RunOptions("a cat --name sheet-001\n", format="jpeg")
+    run, _ = make(options, tmp_path)
+    picture = (tmp_path / "sheet-001.jpg").read_bytes()
+    for _ in range(2):
+        assert html_index(tmp_path, run.manifest.made()).name == "index-tiue.html"
+        assert [p.name for p in contact_sheets(tmp_path, run.manifest.made())] == [
+            "sheet-001-tiue.jpg"
+        ]
+    assert (tmp_path / "index.html").read_text() == "mine"
+    assert (tmp_path / "sheet-001.jpg").read_bytes() == picture
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.jsonl").write_text('{"name": "not ours"}\n')
+    with pytest.raises(TiueError, match="is no manifest"):
+        make(options, tmp_path / "other")
+
+
+def test_one_picture_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
+    long = "猫" * 9_900
+    run, results = make(RunOptions(f"a cat\n{long}\na dog\n", format="jpeg"), tmp_path)
+    assert sorted(result.kind for result in results) == ["failed", "made", "made"]
+    assert run.finished and not run.counts.complete
+
+
+def test_names_are_cut_to_what_the_folder_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiue_core.batch import engine
+
+    monkeypatch.setattr(engine.os, "pathconf", lambda *_: 80)  # as on an encrypted disk
+    make(RunOptions("a cat --name " + "猫" * 60), tmp_path)
+    (path,) = tmp_path.glob("*.png")
+    assert len(path.name.encode()) <= 80
+    assert errno.ENAMETOOLONG in engine._NAMELESS
+
+
+def test_another_format_is_made(tmp_path: Path) -> None:
+    options = RunOptions("a cat\n")
+    make(options, tmp_path)
+    _, results = make(RunOptions("a cat\n", format="webp"), tmp_path)
+    assert [result.kind for result in results] == ["made"] and list(tmp_path.glob("*.webp"))
+    _, results = make(options, tmp_path)
+    assert [result.kind for result in results] == ["there"]
+
+
+def test_a_reader_is_not_misled_by_a_quoted_negative(tmp_path: Path) -> None:
+    from sd_parsers import ParserManager
+
+    make(RunOptions("a sign that says Negative prompt: none --negative ugly\n"), tmp_path)
+    (path,) = tmp_path.glob("*.png")
+    info = ParserManager().parse(path)
+    assert info is not None and [one.value for one in info.negative_prompts] == ["ugly"]
+
+
+def test_like_on_a_huge_picture(tmp_path: Path) -> None:
+    from tiue_core.io.images import read_metadata
+
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(TiueError, match="too many pixels"):
+        read_metadata(tmp_path / "huge.png")
