@@ -270,3 +270,53 @@ def test_the_log_has_no_trouble_of_ours(server: Server) -> None:
     assert "Error while calling comfy_entrypoint" not in log
     imported = re.search(r"([\d.]+) seconds( \(IMPORT FAILED\))?: .*/custom_nodes/tiue\n", log)
     assert imported and not imported[2] and float(imported[1]) < 2
+
+
+# --- what runs beside a student ------------------------------------------------------------
+
+
+def stock_ksampler(**settings: Any) -> Prompt:
+    """Load Student, Patch Model and the stock KSampler, from an Empty SD3 Latent."""
+    sampling = {"seed": 7, "steps": 1, "cfg": 1.0, "denoise": 1.0, "sampler_name": "euler"}
+    given: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("TiUELoadStudent", {"student": "stickers", "accept_licence": False}),
+        "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a cat on a red background"}),
+        "3": ("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}),
+        "4": ("TiUEPatchModel", {"model": ["1", 0], "decoders": 0}),
+        "5": (
+            "KSampler",
+            {
+                **{"model": ["4", 0], "latent_image": ["3", 0], "scheduler": "normal"},
+                **{"positive": ["2", 0], "negative": ["2", 0], **sampling, **settings},
+            },
+        ),
+        "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
+        "7": ("SaveImage", {"images": ["6", 0], "filename_prefix": "beside"}),
+    }
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in given.items()}
+
+
+def test_another_branchs_sampling_patch_changes_nothing(server: Server) -> None:
+    reference = pixels(server.view(server.run(stock_ksampler()).images[0]))
+    foreign = stock_ksampler(seed=1, model=["8", 0], steps=2)
+    patch = {"model": ["1", 0], "sampling": "v_prediction", "zsnr": False}
+    foreign["8"] = {"class_type": "ModelSamplingDiscrete", "inputs": patch}
+    assert server.run(foreign).status == "success"
+    again = stock_ksampler()
+    again["4"]["inputs"]["chunk"] = 4  # the same picture, patched anew
+    run = server.run(again)
+    assert "4" in run.executed
+    assert pixels(server.view(run.images[0])) == pytest.approx(reference, abs=1)
+
+
+def test_what_does_not_act_says_so_in_the_log(server: Server) -> None:
+    assert server.run(stock_ksampler(seed=8, cfg=7.0, denoise=0.8)).status == "success"
+    log = Path(server.base / "server.log").read_text()
+    assert "TiUE: cfg is 7" in log and "TiUE: denoise 0.8 does not act" in log
+
+
+@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2", "dpm_fast", "dpm_adaptive"])
+def test_samplers_that_do_not_fit_are_refused(server: Server, sampler: str) -> None:
+    run = server.run(stock_ksampler(seed=9, sampler_name=sampler))
+    assert run.status == "error" and f"The sampler {sampler} does not" in str(run.error)
+    assert run.error["exception_type"] == "ValueError"
