@@ -110,8 +110,8 @@ class Guard:
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        given = (guider, sigmas, extra_args, callback, noise)
-        given = (*given, latent_image, denoise_mask, disable_pbar)
+        latent = (latent_image, denoise_mask, disable_pbar)
+        given = (guider, sigmas, extra_args, callback, noise, *latent)
         if not hasattr(executor.class_obj, "sampler_function"):
             return executor(*given)  # One-Pass SAMPLER looks for itself
         name = _name(executor.class_obj)

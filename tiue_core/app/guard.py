@@ -124,7 +124,7 @@ class Guard:
 
 def _closed(scope: Message) -> bool:
     """Whether the owner asks for a login that this request does not have."""
-    app = scope.get("app")
+    app: Any = scope.get("app")
     if getattr(app, "auth", None) is None or not scope["path"].startswith(_API):
         return False
     cookies: SimpleCookie = SimpleCookie()

@@ -76,7 +76,7 @@ def make_graphs(
         digest = source.content_hash()
         pipe = load(source, device="cpu", dtype="float32")
         pipe.set_progress_bar_config(disable=True)
-        named = {"student": source.name, "student_hash": digest, "loras": []}
+        named: dict[str, Any] = {"student": source.name, "student_hash": digest, "loras": []}
         named["student_revision"] = source.revision
         options = {"steps": steps, "decoders": decoders}
         try:

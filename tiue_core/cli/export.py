@@ -257,8 +257,8 @@ def paint_with(
                 batch = jobs[start : start + BATCH]
                 made = painter([p for p, _ in batch], [s for _, s in batch], width, height)
                 for image, (prompt, own) in zip(made, batch, strict=True):
-                    size = {"width": image.width, "height": image.height}
-                    entry = {"prompt": prompt, "seed": own, **size}
+                    sides = {"width": image.width, "height": image.height}
+                    entry: dict[str, Any] = {"prompt": prompt, "seed": own, **sides}
                     path = save_image(image, out, {**record, **entry})
                     images.append({"path": str(path), **entry})
                     advance(1)

@@ -6,7 +6,7 @@ Needs numpy, tokenizers, Pillow and an engine (``sessions``).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Graph:
 
     def __init__(self, path: Path, device: str | None = None) -> None:
         path = Path(path).expanduser()
+        self._run: Callable[[dict[str, Any]], Any]
         if path.suffix == ".xml":
             session = OpenVino(path)
             self.engine, self.device, self.version = OpenVino.name, "cpu", OpenVino.version()

@@ -93,8 +93,9 @@ def make_later(student: str, name: str, options: Sequence[str] = ()) -> bool:
         return False
     with suppress(TiueError, OSError):
         write_atomically(mark, b"")
-        nice = [shutil.which("nice"), "-n", "10"] if shutil.which("nice") else []
-        command = [*nice, sys.executable, "-m", "tiue_core", "cache", "--make", student, *options]
+        nice = shutil.which("nice")
+        gently = [nice, "-n", "10"] if nice else []
+        command = [*gently, sys.executable, "-m", "tiue_core", "cache", "--make", student, *options]
         quiet = subprocess.DEVNULL
         subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         return True

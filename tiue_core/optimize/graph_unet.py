@@ -51,8 +51,11 @@ class GraphUNet(SplitUNet):
         **conditions: Any,
     ) -> Tensor:
         """As ``SplitUNet.decode``."""
-        own = weights is not None and [int(t) for t in timesteps] == self.timesteps
-        own = own and torch.allclose(weights.double().cpu(), self.weights, rtol=1e-6, atol=0)
+        own = (
+            weights is not None
+            and [int(t) for t in timesteps] == self.timesteps
+            and torch.allclose(weights.double().cpu(), self.weights, rtol=1e-6, atol=0)
+        )
         if not own or not self._fit(features.mid, prompt_embeds, conditions):
             options: dict[str, Any] = {"chunk": chunk, "weights": weights, **conditions}
             return super().decode(features, timesteps, prompt_embeds, **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..export.write import export_set
 from ..pipelines.load import load
@@ -23,7 +24,7 @@ def make(folder: Path = FOLDER) -> int:
     source = find("stickers")
     pipe = load(source, device="cpu", dtype="float32")
     pipe.set_progress_bar_config(disable=True)
-    named = {"student": source.name, "student_revision": None, "loras": []}
+    named: dict[str, Any] = {"student": source.name, "student_revision": None, "loras": []}
     named |= {"student_hash": source.content_hash(), "licence": REGISTRY[source.name].license}
     with TemporaryDirectory(dir=folder.parent, prefix=".tiue-") as made:
         export_set(pipe, Path(made), record=named)
