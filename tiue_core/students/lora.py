@@ -20,6 +20,7 @@ from . import lycoris
 from .folder import read_json
 from .models import read_tensors
 
+_UP = re.compile(r"\.(lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
 _PEFT = "base_model.model."
 _MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|up))\.weight$")
 
@@ -142,8 +143,9 @@ def _scaled(tensors: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]
     for name, tensor in tensors.items():
         part, _, layer = name.partition(".")
         config = configs.get(part) or {}
-        if layer.endswith(".lora_B.weight") and "lora_alpha" in config:
-            rank, plain = tensor.shape[1], layer.removesuffix(".lora_B.weight")
+        side = _UP.search(layer)
+        if side and "lora_alpha" in config:
+            rank, plain = tensor.shape[1], layer[: side.start()]
             alpha = _pattern(config.get("alpha_pattern"), plain, config["lora_alpha"])
             factor = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
             found[name] = (tensor.float() * factor).to(tensor.dtype) if factor != 1 else tensor
