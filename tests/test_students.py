@@ -568,3 +568,46 @@ def test_a_spoilt_pin_file_is_no_pin(cache: Path) -> None:
     for text in ("{", "[]", '{"a/b": 3}'):
         (cache / "tiue-students.json").write_text(text)
         assert hub.pins() == {}
+
+
+def test_a_checkpoint_keeps_what_it_has(sd15: Path, tmp_path: Path) -> None:
+    """Its own text encoder or autoencoder counts, also where the other is missing."""
+    tensors = helpers.single_file_tensors(sd15)
+    for kept, lost in (("first_stage", "cond_stage"), ("cond_stage", "first_stage")):
+        own = {k: v * 1.05 if k.startswith(kept) else v for k, v in tensors.items()}
+        own = {k: v.contiguous() for k, v in own.items() if not k.startswith(lost)}
+        save_file(own, tmp_path / "some.safetensors")
+        pipe = students.load(tmp_path / "some.safetensors", device="cpu", base=sd15)
+        part = "vae" if kept == "first_stage" else "text_encoder"
+        ours = getattr(pipe, part).state_dict()
+        theirs = getattr(students.load(sd15, device="cpu"), part).state_dict()
+        name = next(k for k in ours if k.endswith("weight"))
+        assert torch.allclose(ours[name], theirs[name] * 1.05)
+
+
+@pytest.mark.parametrize("telling", ["key", "metadata"])
+def test_a_checkpoint_says_what_it_predicts(sd15: Path, tmp_path: Path, telling: str) -> None:
+    tensors = {k: v.contiguous() for k, v in helpers.single_file_tensors(sd15).items()}
+    metadata = {"modelspec.prediction_type": "v"} if telling == "metadata" else None
+    if telling == "key":
+        tensors |= {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(tensors, tmp_path / "v.safetensors", metadata=metadata)
+    pipe = students.load(tmp_path / "v.safetensors", device="cpu", base=sd15)
+    assert pipe.schedule().prediction_type == "v_prediction"
+    assert bool(pipe.scheduler.config.rescale_betas_zero_snr) == (telling == "key")
+
+
+def test_arguments_count_for_single_files_too(sd15: Path, tmp_path: Path) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    from tiue_core import TiuePipeline
+
+    file = tmp_path / "whole.safetensors"
+    tensors = helpers.single_file_tensors(sd15)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+    other = EulerDiscreteScheduler(beta_schedule="scaled_linear")
+    pipe = TiuePipeline.from_pretrained(str(file), base=sd15, timesteps=[999], scheduler=other)
+    assert pipe.schedule().timesteps.tolist() == [999] and pipe.scheduler is other
+    del tensors["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+    assert "final_layer_norm.weight" in refused(students.load, file, device="cpu", base=sd15)

@@ -170,10 +170,3 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TiueError(f"{path} is not a JSON object: {remedy}")
     return content
-
-
-def dtype_argument(dtype: Any) -> dict[str, Any]:
-    """`dtype` under the name that this version of diffusers wants."""
-    from diffusers.pipelines import pipeline_utils
-
-    return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": dtype}

@@ -29,6 +29,12 @@ _OTHER = {
     *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
 }
+_WHOLE = [  # tensors without which a layer's are no LoRA, of each kind
+    {"lora_up.weight", "lora_down.weight"},
+    {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
+    *({one, two} for one in ("lokr_w1", "lokr_w1_a") for two in ("lokr_w2", "lokr_w2_a")),
+    *({"diff"}, {"w_norm"}, {"weight", "on_input"}),
+]
 _PREFIXES = {  # of layers, in the names that trainers give them
     "lora_unet_": "unet",
     "lycoris_": "unet",
@@ -58,11 +64,22 @@ def merge(pipe: Any, tensors: Mapping[str, Tensor], strength: float, path: Path)
     layers = _layers(pipe)
     changed: list[tuple[Tensor, Tensor]] = []
     for name, group in groups.items():
-        if name not in layers:
-            raise TiueError(f"{path} is a LoRA for another model (this one has no {name})")
         unknown = group.keys() - _PLAIN - _OTHER
         if unknown:
-            raise TiueError(f"{path} is a kind of LoRA that is not known ({name}: {min(unknown)})")
+            raise TiueError(
+                f"{path} is a kind of LoRA that is not known ({name}: {min(unknown)}): use a LoRA, "
+                "LoHa, LoKr, IA3 or full one"
+            )
+        if not any(needed <= group.keys() for needed in _WHOLE):
+            raise TiueError(
+                f"{path} is not a LoRA that can be read ({name} has only "
+                f"{', '.join(sorted(group))}): use one in kohya's or diffusers' naming"
+            )
+        if name not in layers:
+            raise TiueError(
+                f"{path} is a LoRA for another model (this one has no {name}): use one trained "
+                "for this student's base model"
+            )
         layer: Any = layers[name]
         try:
             changed += _changed(layer, group, strength)
@@ -70,7 +87,8 @@ def merge(pipe: Any, tensors: Mapping[str, Tensor], strength: float, path: Path)
             here = tuple(layer.weight.shape)
             raise TiueError(
                 f"{path} is a LoRA for another model, or of a kind that is not known ({name}, "
-                f"{here} here: {(str(error).splitlines() or ['?'])[0][:120]})"
+                f"{here} here, {(str(error).splitlines() or ['?'])[0][:120]}): use one trained for "
+                "this student's base model"
             ) from error
     for tensor, value in changed:
         pipe._merged.append((tensor, tensor.detach().to("cpu", copy=True)))

@@ -6,19 +6,22 @@ Nothing is downloaded for it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..io.files import read_header
+from ..io.files import read_header, safetensors_metadata
 from . import hub
 from .checkpoint import read_made
-from .folder import check_folder, dtype_argument
+from .folder import check_folder, models_of, read_json
+from .models import class_of, empty, fill, first_line, read_tensors
 from .registry import REGISTRY
 from .resolve import find
 
 Shapes = Mapping[str, tuple[int, ...]]
+Tensors = dict[str, Any]
 
 _KNOWN_BASES = (  # looked for in the hub's cache
     "senmaonk/loopfree-sd2.1-base",
@@ -28,8 +31,10 @@ _KNOWN_BASES = (  # looked for in the hub's cache
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-v1-5",
 )
-WHOLE = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")  #: of a whole checkpoint
 _FAMILIES = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2.1"}
+_PARTS = {"vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
+_WORDS = {"text_encoder": "text encoder", "vae": "VAE"}
+_OPEN_CLIP = "cond_stage_model.model."
 _PREFIX, _BARE = "model.diffusion_model.", "input_blocks.0.0.weight"
 _CONV_IN = ("conv_in.weight", _BARE, _PREFIX + _BARE)
 
@@ -50,57 +55,85 @@ def read_single_file(
     """
     shapes = read_header(path)
     width, context = _measure(path, shapes)
-    parts = ("first_stage_model.", "cond_stage_model.")
-    whole = all(any(key.startswith(part) for key in shapes) for part in parts)
-    folder = _find_base(path, base, whole, width, context)
+    own = ["unet", *(n for n, p in _PARTS.items() if any(key.startswith(p) for key in shapes))]
+    folder = _find_base(path, base, own, width, context)
+    tensors = read_tensors([path])
+    said = safetensors_metadata(path).get("modelspec.prediction_type")
     try:
-        models = _read_whole(path, folder, dtype) if whole else _read_unet(path, folder, dtype)
-        return folder, models
-    except TiueError:
-        raise
+        models = {name: _read(name, tensors, folder, path, dtype) for name in own}
+        return folder, {**models, **(_made(path) or _scheduler(folder, shapes, said))}
+    except TiueError as why:
+        raise TiueError(f"{path} does not fit {folder} ({why}): give another --base") from why
     except Exception as error:  # the converters assert, index and raise as they please
-        meta = isinstance(error, NotImplementedError)  # what torch says of weights never filled
-        reason = "some of its tensors are missing" if meta else str(error)
-        reason = (reason.strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = first_line(error)
         raise TiueError(f"{path} does not fit {folder} ({reason}): give another --base") from error
 
 
-def _read_whole(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+def _read(name: str, tensors: Tensors, folder: Path, path: Path, dtype: Any) -> Any:
+    """One model of a file, by diffusers' own table of names, its config from the base."""
+    from diffusers.loaders import single_file_utils as names
 
-    parts = StableDiffusionPipeline.from_single_file(
-        str(path),
-        config=str(folder),
-        local_files_only=True,
-        safety_checker=None,
-        **dtype_argument(dtype),
-    ).components
+    model = empty(class_of(folder, name), folder / name)
+    if name == "unet":
+        if _BARE in tensors:  # diffusers knows the original naming by its prefix only
+            tensors = {_PREFIX + key: tensor for key, tensor in tensors.items()}
+        if _PREFIX + _BARE in tensors:
+            _all_known(tensors, path)
+            found = names.convert_ldm_unet_checkpoint(dict(tensors), config=model.config)
+        else:
+            found = dict(tensors)
+    elif name == "vae":
+        found = names.convert_ldm_vae_checkpoint(tensors, config=model.config)
+    elif any(key.startswith(_OPEN_CLIP) for key in tensors):
+        text = getattr(model, "text_model", model)
+        found = names.convert_open_clip_checkpoint(text, tensors, prefix=_OPEN_CLIP)
+        # OpenCLIP's file has a layer more than Stable Diffusion 2 uses.
+        layers = model.config.num_hidden_layers
+        found = {key: tensor for key, tensor in found.items() if _layer_of(key) < layers}
+    else:
+        found = names.convert_ldm_clip_checkpoint(tensors)
+    return fill(model, found, path, dtype)
+
+
+def _all_known(tensors: Tensors, path: Path) -> None:
+    if any(key.startswith(_PREFIX + "label_emb.") for key in tensors):
+        raise TiueError(f"{path} wants a class or SDXL's sizes beside the prompt")
+
+
+def _layer_of(name: str) -> int:
+    found = re.search(r"encoder\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _made(path: Path) -> dict[str, Any]:
+    """How a checkpoint of ours says that its student was made."""
+    from diffusers import DDIMScheduler
+
     made = read_made(path)
     if made is None:
-        return {name: parts[name] for name in WHOLE}
+        return {}
     scheduler = DDIMScheduler.from_config(made.scheduler)
-    own = {"scheduler": scheduler, "steps": made.steps, "timesteps": made.timesteps}
-    return {name: parts[name] for name in WHOLE} | own
+    return {"scheduler": scheduler, "steps": made.steps, "timesteps": made.timesteps}
 
 
-def _read_unet(path: Path, folder: Path, dtype: Any) -> dict[str, Any]:
-    from diffusers import UNet2DConditionModel
+def _scheduler(folder: Path, shapes: Shapes, said: str | None) -> dict[str, Any]:
+    """The base's, where the file says that it predicts something else, or has no signal left at
+    the end: keys ``v_pred`` and ``ztsnr``, as ComfyUI and others read them, or its metadata."""
+    import diffusers
 
-    tensors: Any = str(path)
-    if _BARE in read_header(path):  # diffusers knows the original naming by its prefix only
-        from safetensors.torch import load_file
-
-        tensors = {_PREFIX + key: tensor for key, tensor in load_file(path).items()}
-    unet = UNet2DConditionModel.from_single_file(
-        tensors,
-        config=str(folder),
-        subfolder="unet",
-        local_files_only=True,
-        **dtype_argument(dtype),
-    )
-    if any(tensor.is_meta for tensor in unet.parameters()):
-        raise NotImplementedError
-    return {"unet": unet}
+    changes: dict[str, Any] = {}
+    if "v_pred" in shapes or said in ("v", "v_prediction"):
+        changes["prediction_type"] = "v_prediction"
+    elif said in ("epsilon", "sample"):
+        changes["prediction_type"] = said
+    if "ztsnr" in shapes:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if not changes:
+        return {}
+    index = read_json(folder / "model_index.json", "copy the folder again")
+    kind = getattr(diffusers, str(index["scheduler"][1]))
+    config = read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
+    return {"scheduler": kind.from_config({**config, **changes})}
 
 
 def _measure(path: Path, shapes: Shapes) -> tuple[int, int]:
@@ -114,7 +147,9 @@ def _measure(path: Path, shapes: Shapes) -> tuple[int, int]:
     raise TiueError(f"{path} has no UNet in it: give a Stable Diffusion checkpoint or a UNet")
 
 
-def _find_base(path: Path, base: str | Path | None, whole: bool, width: int, context: int) -> Path:
+def _find_base(
+    path: Path, base: str | Path | None, own: Sequence[str], width: int, context: int
+) -> Path:
     if base is not None:
         found = find(base).path
         if found.is_file():
@@ -126,12 +161,12 @@ def _find_base(path: Path, base: str | Path | None, whole: bool, width: int, con
             same = config["cross_attention_dim"] == context
             if not same or config["block_out_channels"][0] != width:
                 continue
-            if not whole:
-                check_folder(folder)
+            check_folder(folder, [name for name in models_of(folder) if name not in own])
         except (OSError, ValueError, KeyError, IndexError, TypeError, TiueError):
             continue
         return folder
-    needs = "the configs and tokenizer" if whole else "the text encoder, VAE and tokenizer"
+    lacking = [words for name, words in _WORDS.items() if name not in own]
+    needs = f"the {', '.join(lacking) or 'configs'} and tokenizer"
     model = _FAMILIES.get(context, "its base model")
     raise TiueError(
         f"{path} comes without {needs} of {model}, and none was found on this machine: "
