@@ -9,12 +9,15 @@ shape or no floating-point number is an error. The classes are theirs.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header
+from . import portable
 from .folder import read_json, weights
 from .low_rank import add_low_rank
 
@@ -146,7 +149,7 @@ def fill(model: Any, tensors: dict[str, Any], source: Path, dtype: Any = None) -
     if missing:
         raise TiueError(
             f"{source} lacks {len(missing)} of {len(wanted)} weights of {type(model).__name__}, "
-            f"{min(missing)} for one: copy it again"
+            f"{min(missing)} for one (some of its tensors are missing): copy it again"
         )
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -194,9 +197,10 @@ def class_of(folder: Path, name: str) -> Any:
 def load_components(folder: Path, names: Iterable[str], dtype: Any = None) -> dict[str, Any]:
     """These models and tokenizers of a diffusers folder, by name."""
     parts = {}
+    index = read_json(folder / "model_index.json", "copy the folder again")
     for name in names:
         if name.startswith("tokenizer"):
-            parts[name] = load_tokenizer(folder / name)
+            parts[name] = load_tokenizer(folder / name, "Fast" in str(index.get(name)))
         else:  # diffusers takes a dtype for each, too
             own = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
             parts[name] = load_model(class_of(folder, name), folder / name, own)
@@ -208,8 +212,11 @@ def load_components(folder: Path, names: Iterable[str], dtype: Any = None) -> di
     return parts
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, fast: bool = False) -> Any:
     """CLIP's tokenizer, from the files of older releases or the one of newer ones.
+
+    Args:
+        fast: as ``CLIPTokenizerFast``, which transformers before 5 tells from ``CLIPTokenizer``.
 
     Raises:
         TiueError: there is none that can be read.
@@ -219,10 +226,16 @@ def load_tokenizer(folder: Path) -> Any:
     old = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
     if not old and not (folder / "tokenizer.json").is_file():
         raise TiueError(f"{folder} has no tokenizer: copy the folder again")
+    kind = CLIPTokenizerFast if fast else CLIPTokenizer
     try:
-        return (CLIPTokenizer if old else CLIPTokenizerFast).from_pretrained(
-            str(folder), local_files_only=True
-        )
+        if old or fast or issubclass(CLIPTokenizerFast, CLIPTokenizer):
+            return kind.from_pretrained(str(folder), local_files_only=True)
+        with TemporaryDirectory() as place:  # transformers 4 reads none but the older files
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, Path(place) / name)
+            portable.tokenizer(Path(place))
+            return kind.from_pretrained(place, local_files_only=True)
     except Exception as error:  # of JSON, of Rust, of types
         raise TiueError(
             f"the tokenizer in {folder} cannot be read ({first_line(error)}): copy it again"

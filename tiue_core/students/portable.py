@@ -8,15 +8,14 @@ from typing import Any
 
 from ..io.files import write_atomically
 from .folder import read_json
-from .models import read_tensors
 
 
 def text_encoder(folder: Path) -> None:
     """Name a saved text encoder's weights as transformers before 5.6 does; later ones read both."""
-    from safetensors.torch import save
+    from safetensors.torch import load_file, save
 
     for file in sorted(folder.glob("*.safetensors")):
-        tensors = read_tensors([file])
+        tensors = load_file(file)
         named = {
             name if name.startswith("text_") else f"text_model.{name}": tensor.clone()
             for name, tensor in tensors.items()
