@@ -6,8 +6,10 @@ Everything that can be wrong with it is found before training starts, and named.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from PIL import Image, ImageOps
 from ...errors import TiueError
 from ...io.files import file_hash
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+OTHERS = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")  #: not read
+CAPTIONS = (".txt", ".caption")  #: beside an image; else `METADATA`'s, as data sets on the hub have
+METADATA = "metadata.jsonl"
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 FEWEST = 3  #: from less, a LoRA learns the pictures and not what they have in common
 WIDEST = 2.0  #: the longest bucket, as long side by short side
@@ -35,7 +40,7 @@ class Picture:
     def open(self) -> Image.Image:
         """RGB, upright, scaled to cover its bucket and cropped in the middle."""
         with Image.open(self.path) as image:
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(_eight_bits(image))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             white = Image.new("RGBA", upright.size, "white")
@@ -66,8 +71,8 @@ class Pictures:
 def read_pictures(folder: Path, trigger: str | None, *, side: int, multiple: int) -> Pictures:
     """All images of a folder, checked one by one.
 
-    A caption is the text file of the same name; the trigger word goes before one that lacks it,
-    and is all that is said of an image without one.
+    A caption is the text file of the same name, or what `METADATA` says of the image; the trigger
+    word goes before one that lacks it, and is all that is said of an image without one.
 
     Args:
         side: of a square picture, in pixels; other shapes get as many pixels.
@@ -85,6 +90,9 @@ def read_pictures(folder: Path, trigger: str | None, *, side: int, multiple: int
         ) from None
     files = [path for path in files if not path.name.startswith(".")]
     images = [path for path in files if path.suffix.lower() in IMAGES]
+    others = [path.name for path in files if path.suffix.lower() in OTHERS]
+    if others:
+        raise TiueError(f"{_names(others)} cannot be read: save as PNG or JPEG, or take away")
     if not images:
         raise TiueError(_nothing(folder, files))
     twice = Counter(path.stem for path in images)
@@ -92,15 +100,16 @@ def read_pictures(folder: Path, trigger: str | None, *, side: int, multiple: int
     if same:
         raise TiueError(f"{_names(same)} would share one caption: rename all but one")
     found, broken, bare = [], [], []
+    said = _captions(files)
     for path in images:
         try:
             with Image.open(path) as image:
-                image.load()
+                _eight_bits(image)
                 size = ImageOps.exif_transpose(image).size
         except Exception as error:  # decoders raise whatever they like
             broken.append(f"{path.name} ({type(error).__name__})")
             continue
-        caption = _caption(path, trigger)
+        caption = _caption(path, said, trigger)
         if not caption:
             bare.append(path.name)
         found.append(Picture(path, caption, bucket_of(*size, side=side, multiple=multiple)))
@@ -141,12 +150,49 @@ def as_array(image: Image.Image) -> Any:
     return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)
 
 
-def _caption(path: Path, trigger: str | None) -> str:
-    file = path.with_suffix(".txt")
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image, loaded; 16-bit grays scaled to 8, which PIL would cut off to white."""
+    image.load()
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if not image.mode.startswith("I"):
+        return image
+    import numpy as np
+
+    pixels = np.asarray(image).astype(np.float64)
+    deep = image.mode != "I" or pixels.max() > 255
+    scaled = Image.fromarray((pixels / (257 if deep else 1)).round().clip(0, 255).astype(np.uint8))
+    scaled.info = dict(image.info)
+    return scaled
+
+
+def _captions(files: list[Path]) -> dict[str, str]:
+    """Captions by an image's name or stem; a text file beside an image goes before `METADATA`."""
+    said: dict[str, str] = {}
+    for path in files:
+        if path.name == METADATA:
+            for line in _text(path).splitlines():
+                try:
+                    row = json.loads(line or "{}")
+                    text = row.get("text") or row.get("caption") or ""
+                    said[str(row.get("file_name"))] = str(text)
+                except (ValueError, AttributeError):
+                    raise TiueError(f"{path} is not JSON lines: repair it, or remove it") from None
+    for path in sorted(files, key=lambda path: path.suffix.lower() == ".txt"):  # which goes last
+        if path.suffix.lower() in CAPTIONS:
+            said[path.stem] = _text(path)
+    return said
+
+
+def _text(path: Path) -> str:
     try:
-        text = " ".join(file.read_text(encoding="utf-8").split()) if file.is_file() else ""
+        return path.read_text(encoding="utf-8-sig")  # without the mark that some editors write
     except (OSError, UnicodeDecodeError):
-        raise TiueError(f"the caption {file} is not readable text: save it as UTF-8") from None
+        raise TiueError(f"the caption {path} is not readable text: save it as UTF-8") from None
+
+
+def _caption(path: Path, said: Mapping[str, str], trigger: str | None) -> str:
+    text = " ".join(said.get(path.stem, said.get(path.name, "")).split())
     if trigger and trigger.lower() not in text.lower():
         return f"{trigger}, {text}" if text else trigger
     return text
