@@ -16,7 +16,6 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash, read_header, safetensors_metadata
-from . import lycoris
 from .folder import read_json
 from .models import read_tensors
 
@@ -66,6 +65,8 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     """
     if not loras:
         return
+    from . import lycoris  # torch, which naming a LoRA does not need
+
     names, strengths, several = [], [], _together(loras)
     files = [read_tensors([lora.path]) for lora in several]
     for tensors, lora in zip(files, several, strict=True):
