@@ -85,6 +85,21 @@ def test_smaller_things() -> None:
     assert "there is no row in this list" in wrong("")
 
 
+def test_a_list_from_a_pipe(tmp_path: Path) -> None:
+    import os
+    import threading
+
+    from tiue_core.batch.lists import once
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a cat\na dog\n",))
+    writer.start()
+    text = once(pipe)
+    writer.join()
+    assert isinstance(text, str) and len(jobs(text)) == 2
+
+
 def test_own_files_stay(tmp_path: Path) -> None:
     from tiue_core.batch.index import html_index
     from tiue_core.batch.sheet import contact_sheets

@@ -98,6 +98,24 @@ def read_list(path: Path, *, kind: str | None = None, encoding: str | None = Non
     return rows()
 
 
+def once(path: Path, encoding: str | None = None) -> Path | str:
+    """The path of a list, or its text where it can be read only once (a pipe).
+
+    Raises:
+        TiueError: a pipe that holds no text in this encoding.
+    """
+    if path.is_file() or path.is_dir() or not path.exists():
+        return path
+    try:
+        data = path.read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode(encoding or ("utf-16" if utf16 else "utf-8-sig"))
+    except OSError as error:
+        raise _no_file(path, error) from None
+    except (UnicodeError, LookupError):
+        raise TiueError("what the pipe holds is no text: give --encoding") from None
+
+
 def read_text(text: str, kind: str = "txt", name: str = "list") -> Rows:
     """The rows of a text, as typed into an editor."""
     return read_rows(io.StringIO(text, newline=""), kind_of(Path(name), kind), name)

@@ -127,9 +127,13 @@ def batch(
     if seed is not None and not 0 <= seed < 2**63:
         raise typer.BadParameter(f"{seed}: give a number from 0", param_hint="--seed")
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
-    from ..batch.lists import read_list
+    from ..batch.lists import kind_of, once, read_list
 
-    read_list(prompts, kind=read_as, encoding=encoding)
+    source_of_list = once(prompts, encoding=encoding)
+    if isinstance(source_of_list, str):  # a pipe has no suffix
+        read_as = read_as or (kind_of(prompts) if prompts.suffix else "txt")
+    else:
+        read_list(prompts, kind=read_as, encoding=encoding)
     from ..students import resolve as library
 
     source = library.find(student, accept_license=ask_license(accept_license))
@@ -139,7 +143,7 @@ def batch(
     from ..batch.session import BatchSession, dtype_before
 
     plan = RunOptions(
-        prompts,
+        source_of_list,
         kind=read_as,
         encoding=encoding,
         names=names,
