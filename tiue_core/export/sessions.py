@@ -11,6 +11,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def need(name: str) -> Any:
         TiueError: it is not installed; says which extra brings it.
     """
     try:
-        return __import__(name)
+        return import_module(name)
     except ImportError:
         raise TiueError(f"{name} is not installed: pip install 'tiue[{name}]'") from None
 
