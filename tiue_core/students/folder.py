@@ -23,6 +23,17 @@ _MOST_TIMESTEPS = 100_000
 _ORDER = ("", "fp32", "fp16", "bf16")  #: of what is read where there are several
 
 
+#: Keys of configs that are computed with, of a VAE and of a scheduler.
+NUMBERS = {
+    "beta_end",
+    "beta_start",
+    "num_train_timesteps",
+    "scaling_factor",
+    "shift_factor",
+    "steps_offset",
+}
+
+
 def check_folder(folder: Path, models: Sequence[str] | None = None) -> Path:
     """Return `folder` if a Stable Diffusion-like student can be read from it.
 
@@ -169,4 +180,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise TiueError(f"{path} is not readable JSON: {remedy}") from None
     if not isinstance(content, dict):
         raise TiueError(f"{path} is not a JSON object: {remedy}")
+    for key in NUMBERS & content.keys():
+        value = content[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TiueError(f"{path}: {key} is {value!r:.80}, which is no number: {remedy}")
     return content

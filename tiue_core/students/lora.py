@@ -153,11 +153,15 @@ def _scaled(tensors: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]
     return found
 
 
-def _pattern(patterns: Any, layer: str, default: float) -> float:
+def _pattern(patterns: Any, layer: str, default: Any) -> float:
+    found = default
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            return float(value)
-    return float(default)
+            found = value
+            break
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise TiueError(f"its config says alpha is {found!r:.80} for {layer}, which is no number")
+    return float(found)
 
 
 def _in_shape(pipe: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -186,6 +186,9 @@ def class_of(folder: Path, name: str) -> Any:
         "transformers": (transformers, transformers.PreTrainedModel),
     }
     index = read_json(folder / "model_index.json", "copy the folder again")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        read_json(scheduler, "copy the folder again")  # diffusers makes it, and believes all of it
     library, kind = index[name]
     module, parent = libraries[library]
     found = getattr(module, str(kind), None)
