@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from ..io.messages import one_line
 from .api import api
 from .broker import RequestBroker
 from .choices import Choices
@@ -28,13 +29,17 @@ MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 _CACHE = (600, 3600)  # s: how often pictures of lists are swept, and how old those are
 
 
+_SAID = 300  # characters of a message
+
+
 class Page(gr.Blocks):
     """Gradio's page, on which whatever goes wrong is said in one line, never as `error: null`."""
 
     async def process_api(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().process_api(*args, **kwargs)
-        except gr.Error:
+        except gr.Error as error:  # Gradio's own say the whole of what was sent
+            error.message = one_line(str(error.message))[:_SAID]
             raise
         except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             message = "what was sent is not what this takes: check the number and types of values"
