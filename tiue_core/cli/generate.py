@@ -195,9 +195,9 @@ def generate(
         options.guidance = GUIDED
     if options.negative and options.guidance == 1:
         warnings.warn("--negative does nothing at --guidance 1: give more, such as 2", stacklevel=2)
-    from ..students import resolve as library
+    from ..students.resolve import find
 
-    source = library.find(options.student, accept_license=ask_license(accept_license))
+    source = find(options.student, accept_license=ask_license(accept_license))
     check_writable(out)
     graphs = _graphs(options, source)
     if graphs is not None:

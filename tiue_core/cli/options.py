@@ -45,7 +45,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
 """Options of commands that have many, in groups for their help."""
 
 
-def panel_of(command: str, option: str) -> str | None:
-    """The group of an option in its command's help; None for the general one."""
+def panels_of(command: str) -> dict[str, str]:
+    """Options of a command to their groups in its help; those left out stay in the general one."""
     groups = PANELS.get(command, {})
-    return next((panel for panel, names in groups.items() if option in names), None)
+    return {option: panel for panel, options in groups.items() for option in options}
