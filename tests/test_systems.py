@@ -344,6 +344,7 @@ def test_the_one_step_row_is_the_teacher_and_a_difference() -> None:
 
     from tiue_core import students
     from tiue_core.core.noise import draw_noise
+    from tiue_core.students.registry import STICKERS
 
     found = find("stickers-swiftbrush")
     assert found.source is not None and found.source.adapter is not None
@@ -367,7 +368,7 @@ def test_the_one_step_row_is_the_teacher_and_a_difference() -> None:
     assert (latents - expected).abs().max() < 1e-4 * expected.abs().max()
     source = students.find("stickers-one-step")
     assert source.content_hash() == found.digest() != students.find("stickers").content_hash()
-    size = sum(file.stat().st_size for file in students.HERE.rglob("*.safetensors"))
+    size = sum(file.stat().st_size for file in STICKERS.rglob("*.safetensors"))
     assert size <= 25_000_000
 
 

@@ -167,7 +167,7 @@ def test_a_lora_that_is_no_numbers(models: Models, lora: Path) -> None:
     tensors = {key: torch.full_like(t, float("nan")) for key, t in load_file(lora).items()}
     save_file(tensors, lora.with_name("nan.safetensors"))
     config = ServerConfig.of(models.config.students.values(), lora.parent)
-    with pytest.raises(TiueError, match="not a picture"):
+    with pytest.raises(TiueError, match="NaN or infinity"):
         paint(Models(config), config.order("a cat", lora="nan"))
 
 
