@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pydoc
+import re
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,28 @@ def run(*command: Any, cwd: Path, **environment: str) -> str:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+@pytest.mark.parametrize(("lock", "extra"), [("ci", "test"), ("space", "app")])
+def test_locks_name_all_that_their_extra_wants(lock: str, extra: str) -> None:
+    """What is not in them is not installed, and a test that asks for it skips without a word."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def wanted(requirements: list[str]) -> set[str]:
+        names: set[str] = set()
+        for one in requirements:
+            name, more = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", one).groups()  # type: ignore[union-attr]
+            if name != project["name"]:
+                names.add(name.lower().replace("_", "-"))
+            for extra in (more or "").split(",") if name == project["name"] else ():
+                names |= wanted(project["optional-dependencies"][extra])
+        return names
+
+    lines = (ROOT / "locks" / f"{lock}.txt").read_text().splitlines()
+    locked = {line.partition("==")[0] for line in lines}
+    needed = wanted([*project["dependencies"], f"tiue[{extra}]"])
+    assert len(needed) > 10 and needed - locked == set()
 
 
 @pytest.mark.slow
