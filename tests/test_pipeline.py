@@ -7,13 +7,16 @@ import re
 import warnings
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderTiny, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
+from packaging.version import Version
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -72,8 +75,8 @@ def test_fast_leaves_out_the_last_decoder(pipe):
         features = unet.encode(noise, 751, embeds)
         predictions = unet.decode(features, [751, 501, 251, 1], embeds)
     moved = -0.0121421 * (predictions[2] - predictions[3])  # E_1 (eps_251 - eps_1)
-    assert largest(fast - exact, moved) <= 1e-5 * exact.abs().max()
-    assert moved.abs().max() > 1e-4 * exact.abs().max()
+    assert largest(fast - exact, moved) <= 0.02 * moved.abs().max()
+    assert moved.abs().max() > 5e-5 * exact.abs().max()  # far above what float32 rounds
 
 
 def test_an_image_does_not_change_with_its_batch(pipe):
@@ -190,6 +193,10 @@ def test_save_and_load(pipe, tmp_path):
     assert half.unet.dtype == half.vae.dtype == torch.bfloat16
     assert largest(expected, pixels(half, "a cat", seed=1).float()) < 0.1
     assert loaded.to(torch.float64).unet.dtype == torch.float64
+    if Version(transformers.__version__) < Version("5"):
+        with pytest.raises(TiueError, match="no text encoder in float64"):
+            pixels(loaded, "a cat", seed=1)
+        loaded.text_encoder.float()
     assert largest(expected, pixels(loaded, "a cat", seed=1)) <= LEVEL
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     assert torch.equal(stock.unet.conv_in.weight, pipe.unet.conv_in.weight)
@@ -297,6 +304,10 @@ def test_offload_from_a_gpu(pipe, way):
         assert pipe.unet.device.type in ("cpu", "meta")
 
 
+@pytest.mark.skipif(
+    Version(diffusers.__version__) < Version("0.37") and not torch.cuda.is_available(),
+    reason="diffusers 0.36 offloads in groups with an accelerator only",
+)
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offload(pipe, tmp_path, kind):
     """Weights on disk, a group at a time in memory; works without an accelerator."""

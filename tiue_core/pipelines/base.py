@@ -50,7 +50,7 @@ from ..students.single_file import read_single_file
 from ..students.vocabulary import Vocabulary, size_note
 from .memory import in_batches
 from .packed import ADDED
-from .text import token_limit, tokenize, warn_of_dropped_words
+from .text import check_precision, token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
 from .vae import decode
 
@@ -332,6 +332,7 @@ class TiuePipeline(
 
     def encode_prompt(self, prompts: Sequence[str], batch_size: int = 8) -> Tensor:
         """Texts to (len(prompts), N, D), warning of words that the text encoder cannot take."""
+        check_precision(self._text_encoders())
         limit = token_limit(self.tokenizer, self.text_encoder)
         # We name the words that do not fit; the tokenizer's own remark would only confuse.
         remark = "sequence-length-is-longer-than-the-specified-maximum"

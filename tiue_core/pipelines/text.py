@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import TiueError
 from .packed import encode_ids
 
 
 def token_limit(tokenizer: Any, text_encoder: Any) -> int:
     """Tokens that both can take."""
     return min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+
+
+def check_precision(encoders: Iterable[Any]) -> None:
+    """Raise TiueError where the installed transformers cannot run a text encoder as it is."""
+    if any(encoder.dtype == torch.float64 for encoder in encoders):
+        import transformers
+
+        if int(transformers.__version__.split(".")[0]) < 5:  # its causal mask overflows
+            raise TiueError(
+                f"transformers {transformers.__version__} runs no text encoder in float64: "
+                "pipe.text_encoder.float(), or update transformers to 5"
+            )
 
 
 def tokenize(tokenizer: Any, prompts: list[str], limit: int | None = None) -> Any:
