@@ -21,7 +21,6 @@ from ..tiue_core.batch.limits import TooLongError, tick
 from ..tiue_core.batch.lists import KINDS
 from ..tiue_core.batch.manifest import Manifest, State
 from ..tiue_core.batch.options import RunOptions
-from ..tiue_core.batch.paint import record_of
 from ..tiue_core.batch.schema import BadRow
 from ..tiue_core.batch.templates import BadName, check_path, file_name
 from ..tiue_core.errors import TiueError
@@ -183,7 +182,7 @@ def keep(images: Any, ticket: Ticket, kind: str, comfyui: dict[str, Any] | None)
     array = images[0].detach().cpu().float().clamp(0, 1).mul(255).round().byte().numpy()
     metadata = None
     if comfyui is not None and not args.disable_metadata:
-        metadata = {**record_of(job), "made_in": "ComfyUI"}
+        metadata = {**job.record(), "made_in": "ComfyUI"}
     data = encode(Image.fromarray(array), metadata, kind, comfyui=comfyui)
     manifest.folder.mkdir(parents=True, exist_ok=True)
     path = save(manifest.folder, job.file, SUFFIXES[kind], data, job.id)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from tiue_core.batch.jobs import Job, Settings
 from tiue_core.batch.options import RunOptions as Plan
-from tiue_core.batch.paint import record_of
 from tiue_core.batch.session import BatchSession
 
 SETTINGS = Settings("plain", "ab" * 32, (751, 501, 251, 1), 16, 16)
@@ -32,7 +31,7 @@ class PlainPainter:
         return [self._one(job) for job in jobs]
 
     def record(self, job: Job) -> dict[str, Any]:
-        return {"student": "plain", "student_hash": SETTINGS.student_hash, **record_of(job)}
+        return {"student": "plain", "student_hash": SETTINGS.student_hash, **job.record()}
 
     @staticmethod
     def _one(job: Job) -> Any:

@@ -22,7 +22,7 @@ from tiue_core.app.state import (
     check_size,
 )
 from tiue_core.errors import TiueError
-from tiue_core.students.source import Source
+from tiue_core.students.resolve import Source
 
 
 @pytest.fixture

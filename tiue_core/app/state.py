@@ -22,7 +22,7 @@ from ..io.record import guidance_record
 from ..pipelines import draft
 from ..students.lora import Lora
 from ..students.registry import REGISTRY
-from ..students.source import Source
+from ..students.resolve import Source
 
 SEED_LIMIT = 2**53 - 1  # what a browser counts exactly
 MODES = (*DECODERS, "draft")  # draft: fast, and a tiny decoder in the autoencoder's place

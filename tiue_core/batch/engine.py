@@ -27,7 +27,6 @@ from .formats import SUFFIXES, PictureError, encode
 from .jobs import Job
 from .manifest import Manifest, State, check_there
 from .options import RunOptions
-from .paint import record_of
 from .schema import BadRow
 
 _NAMELESS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
@@ -228,7 +227,7 @@ class Run:
 
 def line_of(job: Job) -> dict[str, Any]:
     """What the manifest says of a job."""
-    record = record_of(job)
+    record = job.record()
     del record["job"], record["version"]
     return {"id": job.id, "index": job.index, "line": job.line, **record}
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from .. import __version__
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,25 @@ class Job:
     def group(self) -> tuple[Any, ...]:
         """What must be equal within a batch."""
         return (self.width, self.height, self.loras, self.decoders)
+
+    def record(self) -> dict[str, Any]:
+        """What a job itself has to say in a picture's metadata."""
+        loras = [
+            {"name": Path(path).stem, "strength": strength, "hash": digest}
+            for path, strength, digest in self.loras
+        ]
+        extra = {"template": self.template, "negative": self.negative, "columns": self.columns}
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "width": self.width,
+            "height": self.height,
+            "loras": loras,
+            "decoders": self.decoders,
+            "job": self.id,
+            "version": __version__,
+            **{name: value for name, value in extra.items() if value},
+        }
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -26,7 +26,7 @@ from .formats import SUFFIXES
 from .jobs import Job, Settings
 from .manifest import Manifest, only_one
 from .options import Planner, RunOptions
-from .paint import Painter
+from .paint import GraphPainter, Painter
 
 RECORD = ".tiue-batch.json"  # what was asked for last, in the folder of pictures
 
@@ -61,8 +61,7 @@ class BatchSession:
         Raises:
             TiueError: no such student; `steps` that its schedule cannot take.
         """
-        from ..students.resolve import find
-        from ..students.source import Source
+        from ..students.resolve import Source, find
 
         source = student if isinstance(student, Source) else find(student)
         if engine != "torch" and device in (None, "cpu") and base is None:
@@ -160,15 +159,13 @@ def _with_graphs(
     source: Any, engine: str, steps: int | None, dtype: str | None
 ) -> BatchSession | None:
     """A session that paints with the student's graphs, where there are some."""
-    from ..optimize import cache, engines
-    from .paint_graph import GraphPainter
+    from ..optimize import engines
 
-    engines.check(engine)
     if dtype not in (None, "float32", "bfloat16"):
+        engines.check(engine)
         return None
     digest = source.content_hash()
-    folder = cache.find(student_hash=digest, steps=steps)
-    graphs = None if folder is None else engines.choose(folder, engine, dtype)
+    graphs = engines.kept(engine, dtype, student_hash=digest, steps=steps)
     if graphs is None:
         return None
     about = graphs.about

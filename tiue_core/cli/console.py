@@ -20,7 +20,7 @@ import typer
 from ..errors import TiueError
 from ..io.messages import TORCH, one_line, without_torch
 from .config import defaults
-from .options import panels_of
+from .options import arrange
 
 
 class Failed(TiueError):
@@ -58,12 +58,7 @@ def run(app: typer.Typer, arguments: list[str], commands: Sequence[str] = ()) ->
     try:
         with clean_warnings(debug):
             group: Any = typer.main.get_command(app)
-            for name, command in group.commands.items():
-                panels = panels_of(name)
-                for option in command.params:
-                    option.show_envvar = False  # one rule for all of them, told once
-                    if option.name in panels:
-                        option.rich_help_panel = panels[option.name]
+            arrange(group.commands)
             settings = {"default_map": defaults(commands, group), "auto_envvar_prefix": "TIUE"}
             status = group(args=arguments, standalone_mode=False, prog_name="tiue", **settings)
         if status == 130:  # how typer reports Ctrl-C

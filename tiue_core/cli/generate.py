@@ -257,20 +257,19 @@ def _graphs(options: RunOptions, source: Any) -> Any:
     """The student's graphs, where there are some for this order: no torch is imported then."""
     from ..optimize import engines
 
-    engines.check(options.engine)
     plain = not (options.loras or options.base or options.optimize or options.guidance != 1)
     plain = plain and options.device in (None, "cpu")
     plain = plain and options.dtype in (None, "float32", "bfloat16")
     if options.engine == "torch" or not plain:
+        engines.check(options.engine)
         return None
     from ..export.metadata import check_size
-    from ..optimize import cache
 
     wanted = {"steps": options.steps, "decoders": options.decoders, "draft": options.draft}
-    folder = cache.find(student_hash=source.content_hash(), **wanted)
+    wanted["student_hash"] = source.content_hash()
     total = options.count * len(options.prompts)
-    graphs = folder and engines.choose(folder, options.engine, options.dtype, total)
-    if not graphs:
+    graphs = engines.kept(options.engine, options.dtype, total, **wanted)
+    if graphs is None:
         return None
     with suppress(TiueError):  # a size that graphs do not take, torch may
         check_size(graphs.about, options.width, options.height)

@@ -1,6 +1,7 @@
 """Options that mean the same in several commands."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +46,12 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
 """Options of commands that have many, in groups for their help."""
 
 
-def panels_of(command: str) -> dict[str, str]:
-    """Options of a command to their groups in its help; those left out stay in the general one."""
-    groups = PANELS.get(command, {})
-    return {option: panel for panel, options in groups.items() for option in options}
+def arrange(commands: Mapping[str, Any]) -> None:
+    """Put options into their groups; those left out stay in the general one."""
+    for name, command in commands.items():
+        groups = PANELS.get(name, {}).items()
+        panels = {option: panel for panel, options in groups for option in options}
+        for option in command.params:
+            option.show_envvar = False  # one rule for all of them, told once
+            if option.name in panels:
+                option.rich_help_panel = panels[option.name]

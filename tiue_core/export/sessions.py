@@ -119,9 +119,9 @@ ENGINES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {
 }
 
 
-def installed() -> list[str]:
-    """The engines that this installation has."""
-    return [name for name in ENGINES if find_spec(name) is not None]
+def installed() -> dict[str, str]:
+    """The engines that this installation has, and their versions."""
+    return {name: need(name).__version__ for name in ENGINES if find_spec(name) is not None}
 
 
 def need(name: str) -> Any:

@@ -75,8 +75,8 @@ def own_file(folder: Path, stem: str, suffix: str, mark: bytes) -> Path:
 
     Somebody else's file of that name stays, and ours is called `stem-tiue`.
     """
-    names = (f"{stem}-tiue{number or ''}" if number >= 0 else stem for number in range(-1, 1000))
-    for path in (folder / (name + suffix) for name in names):
+    for name in [stem, f"{stem}-tiue", *(f"{stem}-tiue{number}" for number in range(1, 1000))]:
+        path = folder / (name + suffix)
         try:
             with path.open("rb") as file:
                 if mark in file.read(4096):
@@ -201,6 +201,12 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     header.pop("__metadata__", None)
     _check_offsets(path, header, size - 8 - length)
     return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def check_headers(paths: Iterable[Path]) -> None:
+    """Have `read_header` look at each of these files."""
+    for path in paths:
+        read_header(path)
 
 
 def _check_offsets(path: Path, header: dict, room: int) -> None:

@@ -17,8 +17,10 @@ import os
 import platform
 import time
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,16 +68,8 @@ def choose(
     Raises:
         TiueError: the engine asked for is not installed.
     """
-    check(engine)
-    names = installed() if engine == "auto" else [engine]
-    asked = [
-        (name, kind)
-        for name in names
-        for kind in ENGINES[name].precisions
-        if precision in (None, kind)
-    ]
-    found = [one for name, kind in asked if (one := measured(folder, name, kind)) is not None]
-    right = [one for one in found if one.right]
+    versions = installed() if engine == "auto" else {engine: ENGINES[engine].version()}
+    right = [one for one in _measured(folder, versions, precision) if one.right]
     if not right:
         return None
 
@@ -86,6 +80,19 @@ def choose(
     graphs = _tried.get((folder, best.engine, best.precision))
     _tried.clear()
     return graphs or GraphSet(folder, best.engine, best.precision)
+
+
+def kept(
+    engine: str, precision: str | None = None, pictures: float = float("inf"), **wanted: Any
+) -> GraphSet | None:
+    """The graphs that are kept of a student (see ``cache.find``), with the engine of ``choose``.
+
+    Raises:
+        TiueError: see ``check``.
+    """
+    check(engine)
+    folder = cache.find(**wanted)
+    return None if folder is None else choose(folder, engine, precision, pictures)
 
 
 def check(engine: str) -> str:
@@ -101,21 +108,29 @@ def check(engine: str) -> str:
     return engine
 
 
-def measured(folder: Path, engine: str, precision: str) -> Measured | None:
-    """What an engine does with a set: remembered, or tried now; none where it cannot run it."""
+def _measured(
+    folder: Path, versions: Mapping[str, str], precision: str | None
+) -> Iterator[Measured]:
+    """What engines do with a set: remembered, or tried now; those left out that cannot run it."""
     content = hashlib.sha256((folder / f"{SET}.json").read_bytes()).hexdigest()[:16]
-    version, threads = ENGINES[engine].version(), os.environ.get("OMP_NUM_THREADS", "")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
     machine = f"{platform.machine()} {os.cpu_count()} {threads}".strip()
-    key = " ".join((content, engine, version, precision, machine))
-    known = cache.remembered().get(key)
-    if known is None:
-        one = _try(folder, engine, precision)
-        cache.remember(key, one if one is None else asdict(one))
-        return one
-    try:
-        return Measured(**known)
-    except TypeError:  # of another version of this file
-        return _try(folder, engine, precision)
+    remembered = cache.remembered()
+    for engine, version in versions.items():
+        for kind in ENGINES[engine].precisions:
+            if precision not in (None, kind):
+                continue
+            key = " ".join((content, engine, version, kind, machine))
+            known = remembered.get(key)
+            try:
+                one = None if known is None else Measured(**known)
+            except TypeError:  # of another version of this file
+                one = None
+            if one is None:
+                one = _try(folder, engine, kind)
+                cache.remember(key, one if one is None else asdict(one))
+            if one is not None:
+                yield one
 
 
 def _try(folder: Path, engine: str, precision: str) -> Measured | None:

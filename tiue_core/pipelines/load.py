@@ -9,8 +9,7 @@ import torch
 
 from ..errors import TiueError
 from ..students.registry import AcceptLicense
-from ..students.resolve import find
-from ..students.source import Source
+from ..students.resolve import Source, find
 from .base import TiuePipeline
 
 

@@ -8,8 +8,7 @@ from typing import Any
 #: What this package offered when it was one module, and where it is now.
 _NAMES = {
     **dict.fromkeys(("AcceptLicense", "REGISTRY", "Student"), ".registry"),
-    "Source": ".source",
-    **dict.fromkeys(("find", "overview"), ".resolve"),
+    **dict.fromkeys(("Source", "find", "overview"), ".resolve"),
     "load_unet": ".models",
     **dict.fromkeys(("device_of", "dtype_of", "load"), "..pipelines.load"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..io.files import PICKLES, read_header
+from ..io.files import PICKLES, check_headers
 
 #: How diffusers reads what is not read here: safetensors, no network.
 READING = {"use_safetensors": True, "local_files_only": True}
@@ -62,8 +62,7 @@ def check_folder(folder: Path, models: Sequence[str] | None = None) -> Path:
                 _check_link(path, folder)
     for name in models:
         read_json(folder / name / "config.json", "copy the folder again")
-        for path in weights(folder / name):
-            read_header(path)
+    check_headers(path for name in models for path in weights(folder / name))
     said = read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
     steps = said.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or not 1 <= steps <= _MOST_TIMESTEPS:
@@ -80,6 +79,26 @@ def models_of(folder: Path) -> tuple[str, ...]:
     second = index.get("text_encoder_2")
     has = isinstance(second, list) and second[:1] == ["transformers"]
     return (*MODELS, "text_encoder_2") if has else MODELS
+
+
+def contents(folder: Path, unet: Path | None = None) -> tuple[list[Path], dict[str, Any]]:
+    """What decides a student's pictures: the files of its weights, and by model the configs
+    without what says only who wrote them, and in which release.
+
+    Args:
+        unet: a UNet's folder that stands in for the one in `folder`.
+    """
+    homes = {name: folder / name for name in models_of(folder)}
+    homes["unet"] = unet or homes["unet"]
+    files = [path for home in homes.values() for path in weights(home)]
+    idle = ("transformers_version", "torch_dtype", "dtype", "architectures")
+    configs: dict[str, Any] = {}
+    for name, home in homes.items():
+        content = read_json(home / "config.json", "copy the folder again")
+        configs[name] = {k: v for k, v in content.items() if k[:1] != "_" and k not in idle}
+    index = read_json(folder / "model_index.json", "copy the folder again")
+    configs["own"] = {key: index.get(key) for key in ("steps", "timesteps")}
+    return files, configs
 
 
 def weights(folder: Path) -> list[Path]:

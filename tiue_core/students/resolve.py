@@ -1,4 +1,4 @@
-"""Find a student.
+"""Find a student, as a `Source`: where it lies, and what decides its pictures.
 
 A student is named in one of four ways: a name of the registry, a diffusers folder, a single
 `.safetensors` file, or a hub id (`owner/name`, or `owner/name@revision`). Everything that is read
@@ -8,19 +8,56 @@ is safetensors or JSON, and is checked before a loader sees it.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..io.files import PICKLES, read_header, refuse_pickle
+from ..io.files import PICKLES, content_hash, read_header, refuse_pickle
 from . import hub
-from .folder import check_folder
+from .folder import check_folder, contents
 from .low_rank import LOW_RANK
 from .registry import ONE_STEP, REGISTRY, STICKERS, TEACHER, AcceptLicense, Student
-from .source import Source
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a student was found: a diffusers folder or a single file, on this machine."""
+
+    name: str
+    path: Path
+    revision: str | None = None
+    unet: Path | None = None  # a UNet folder that stands in for the one in `path`
+    adapter: Path | None = None  # matrices that are added to that UNet's weights
+    timesteps: tuple[int, ...] | None = None  # that stand in for the folder's own
+
+    def content_hash(self) -> str:
+        """SHA-256 over all weights, the scheduler's config, and of the other configs what decides
+        the picture: sizes, scaling factors, the student's own timesteps."""
+        if self.path.is_file():
+            return content_hash([self.path])
+        files, configs = contents(self.path, self.unet)
+        files += [self.adapter] if self.adapter else []
+        hashed = content_hash([*files, self.path / "scheduler" / "scheduler_config.json"])
+        configs["given"] = list(self.timesteps or ())
+        text = hashed + json.dumps(configs, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def options(self, dtype: Any = None) -> dict[str, Any]:
+        """What `TiuePipeline` is to be given beside the folder."""
+        options: dict[str, Any] = {}
+        if self.unet is not None:
+            from .models import load_unet  # torch
+
+            options["unet"] = load_unet(self.unet, dtype, self.adapter)
+        if self.timesteps is not None:
+            options["timesteps"] = list(self.timesteps)
+        return options
 
 
 def find(
