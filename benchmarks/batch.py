@@ -38,10 +38,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def throughput(student: str, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
-    from tiue_core.batch.index import html_index
     from tiue_core.batch.options import RunOptions
+    from tiue_core.batch.overview import contact_sheets, html_index
     from tiue_core.batch.session import BatchSession
-    from tiue_core.batch.sheet import contact_sheets
 
     studio = BatchSession.open(student, device="cpu")
     images = batch_size * batches

@@ -7,11 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..tiue_core.batch.formats import SUFFIXES
+from ..tiue_core.batch.jobs import NAME
 from ..tiue_core.batch.limits import ListLimits, Looker
 from ..tiue_core.batch.lists import KINDS
-from ..tiue_core.batch.templates import NAME
 from ..tiue_core.errors import TiueError
+from ..tiue_core.io.images import SUFFIXES
 from . import tickets
 from .schema import Ticket, schema
 

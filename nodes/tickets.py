@@ -15,15 +15,14 @@ from typing import Any
 import folder_paths
 
 from ..tiue_core.batch.engine import line_of, save
-from ..tiue_core.batch.formats import SUFFIXES, encode
-from ..tiue_core.batch.jobs import Job, Settings
+from ..tiue_core.batch.jobs import BadName, Job, Settings, check_path, file_name
 from ..tiue_core.batch.limits import TooLongError, tick
 from ..tiue_core.batch.lists import KINDS
 from ..tiue_core.batch.manifest import Manifest, State
 from ..tiue_core.batch.options import RunOptions
 from ..tiue_core.batch.schema import BadRow
-from ..tiue_core.batch.templates import BadName, check_path, file_name
 from ..tiue_core.errors import TiueError
+from ..tiue_core.io.images import SUFFIXES, encode
 
 TYPED = "(the text below)"
 TYPED_LIMIT = 1_000_000  # characters that are checked while they are typed

@@ -20,14 +20,12 @@ from PIL import Image
 
 from tiue_core import cli
 from tiue_core.batch import session as sessions
-from tiue_core.batch.formats import SUFFIXES, encode
-from tiue_core.batch.index import html_index
 from tiue_core.batch.manifest import Manifest, only_one
 from tiue_core.batch.options import RunOptions as Plan
-from tiue_core.batch.sheet import contact_sheets
+from tiue_core.batch.overview import contact_sheets, html_index
 from tiue_core.errors import TiueError
 from tiue_core.io import files
-from tiue_core.io.images import a1111_parameters, read_metadata
+from tiue_core.io.images import SUFFIXES, a1111_parameters, encode, read_metadata
 
 LIST = "prompt,seed,width,count\na cat,1,,2\na dog,2,32,1\na fox,3,,3\na bee,4,32,1\n"
 

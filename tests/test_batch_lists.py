@@ -15,18 +15,18 @@ import pytest
 
 from tiue_core import cli
 from tiue_core.batch import session as sessions
-from tiue_core.batch.jobs import Job
+from tiue_core.batch.jobs import (
+    BadName,
+    Job,
+    file_name,
+    fill,
+    safe,
+)
 from tiue_core.batch.lists import read_list, read_rows, read_text
 from tiue_core.batch.options import Planner
 from tiue_core.batch.options import RunOptions as Plan
 from tiue_core.batch.schema import BadRow, Row
 from tiue_core.batch.syntax import TemplateError
-from tiue_core.batch.templates import (
-    BadName,
-    file_name,
-    fill,
-    safe,
-)
 from tiue_core.batch.wildcards import Wildcards
 from tiue_core.errors import TiueError
 

@@ -101,8 +101,7 @@ def test_a_list_from_a_pipe(tmp_path: Path) -> None:
 
 
 def test_own_files_stay(tmp_path: Path) -> None:
-    from tiue_core.batch.index import html_index
-    from tiue_core.batch.sheet import contact_sheets
+    from tiue_core.batch.overview import contact_sheets, html_index
 
     (tmp_path / "index.html").write_text("mine")
     options = RunOptions("a cat --name sheet-001\n", format="jpeg")

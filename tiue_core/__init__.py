@@ -59,6 +59,11 @@ _MOVED = {
     "speed": "optimize",
     "systems": "baselines",
     "page": "app",
+    "batch.templates": "batch.jobs",
+    "batch.formats": "io.images",
+    "batch.index": "batch.overview",
+    "batch.sheet": "batch.overview",
+    "batch.processes": "cli.batch_terminal",
 }
 
 __version__ = "0.1.0"
@@ -90,17 +95,23 @@ class _Moved(MetaPathFinder, Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        first = name.removeprefix(f"{__name__}.").partition(".")[0]
-        known = name.startswith(f"{__name__}.") and first in _MOVED
+        known = name.startswith(f"{__name__}.") and self.home(name)
         return ModuleSpec(name, self, is_package=True) if known else None
+
+    @staticmethod
+    def home(name: str) -> str:
+        """The module's name now, empty where it is no earlier one."""
+        own = name.removeprefix(f"{__name__}.")
+        for old, new in _MOVED.items():
+            if own == old or own.startswith(f"{old}."):
+                return f"{__name__}.{new}{own.removeprefix(old)}"
+        return ""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None  # a plain one, for as long as it takes to find the real one
 
     def exec_module(self, module: ModuleType) -> None:
-        first, _, rest = module.__name__.removeprefix(f"{__name__}.").partition(".")
-        home = f"{__name__}.{_MOVED[first]}" + (f".{rest}" if rest else "")
-        sys.modules[module.__name__] = import_module(home)
+        sys.modules[module.__name__] = import_module(self.home(module.__name__))
 
 
 sys.meta_path.insert(0, _Moved())  # before the finder of files, which would copy submodules

@@ -16,11 +16,11 @@ from typing import Any
 import gradio as gr
 
 from ..batch.engine import Run, local
-from ..batch.index import html_index
 from ..batch.jobs import Job
 from ..batch.limits import tick
 from ..batch.lists import KINDS
 from ..batch.options import RunOptions
+from ..batch.overview import html_index
 from ..batch.schema import BadRow
 from ..batch.session import BatchSession
 from ..errors import TiueError

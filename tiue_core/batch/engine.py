@@ -22,8 +22,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import explain, write_atomically
-from ..io.images import read_metadata
-from .formats import SUFFIXES, PictureError, encode
+from ..io.images import SUFFIXES, PictureError, encode, read_metadata
 from .jobs import Job
 from .manifest import Manifest, State, check_there
 from .options import RunOptions

@@ -35,25 +35,26 @@ class TooLongError(TiueError):
     """The time for looking a list through is over."""
 
 
-_end: ContextVar[tuple[float, float]] = ContextVar("tiue_list_end", default=(float("inf"), 0.0))
+END: ContextVar[tuple[float, float] | None] = ContextVar("tiue_list_end", default=None)
+"""When reading ends, and how many seconds that is from its beginning; None: there is no limit."""
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Reading lists in this block, in this thread, ends with `TooLongError` after `seconds`."""
-    token = _end.set((time.monotonic() + seconds, seconds))
+    token = END.set((time.monotonic() + seconds, seconds))
     try:
         yield
     finally:
-        _end.reset(token)
+        END.reset(token)
 
 
 def tick() -> None:
     """Raise TooLongError if the time of `within` is over."""
-    end, seconds = _end.get()
-    if time.monotonic() > end:
+    limit = END.get()
+    if limit is not None and time.monotonic() > limit[0]:
         raise TooLongError(
-            f"the list takes longer than {seconds:g} s to look through: make it shorter or simpler"
+            f"the list takes longer than {limit[1]:g} s to look through: make it shorter or simpler"
         )
 
 

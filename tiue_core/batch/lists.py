@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash
-from .limits import tick
+from .limits import END, tick
 from .lists_yaml import read_yaml
 from .rows import Raw, Unreadable, as_row
 from .schema import (
@@ -30,6 +30,7 @@ from .schema import (
     Placed,
     check_row,
     known_name,
+    known_names,
     prompt_column,
     shown,
 )
@@ -123,7 +124,7 @@ def read_text(text: str, kind: str = "txt", name: str = "list") -> Rows:
 
 def read_rows(file: Iterable[str], kind: str, name: str) -> Rows:
     """Rows from an open text file (newlines kept as they are)."""
-    lines, first = _ticking(file), ""
+    lines, first = iter(file) if END.get() is None else _ticking(file), ""
     if kind == "txt":  # a spreadsheet's "Unicode text" is a table with tabs
         first = next(lines, "")
         names = [known_name(cell.strip(' "')) for cell in first.split("\t")]
@@ -231,12 +232,14 @@ class _Source:
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines, self.back, self.number = lines, list[str](), 1
         self.taken: list[str] = []
+        self.limited = END.get() is not None
 
     def __iter__(self) -> _Source:
         return self
 
     def __next__(self) -> str:
-        tick()  # a line may be given back and read again as often as there are open quotes
+        if self.limited:  # a line may be given back and read as often as quotes are open
+            tick()
         line = self.back.pop() if self.back else next(self.lines)
         self.number += 1
         self.taken.append(line)
@@ -290,7 +293,7 @@ def _csv(file: Iterable[str]) -> Raw:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-            names = [known_name(name) for name in header[: COLUMN_LIMIT + 1] if name]
+            names = known_names([name for name in header[: COLUMN_LIMIT + 1] if name])
             wrong = _header(names)
             if wrong:
                 yield line, Unreadable(wrong)

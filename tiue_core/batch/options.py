@@ -16,11 +16,10 @@ from ..core.arguments import SEEDS
 from ..errors import TiueError
 from ..io.images import slug
 from ..students.lora import Lora
-from .jobs import Job, Settings, job_id
+from .jobs import NAME, BadName, Job, Settings, check_path, file_name, fill, job_id
 from .lists import Rows, list_hash, read_list, read_text
 from .schema import BadRow, LoraChoice, Placed, Row, loras_in
 from .syntax import TemplateError
-from .templates import NAME, BadName, check_path, file_name, fill
 from .wildcards import COMBINATIONS, Wildcards
 
 SIZE = 2048 * 2048  # pixels of one picture, at most

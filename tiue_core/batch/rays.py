@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import TiueError
+from ..io.images import PictureError, encode
 from .engine import Batch, Engine
-from .formats import PictureError, encode
 from .jobs import Job
 
 

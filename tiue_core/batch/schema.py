@@ -12,7 +12,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from ..core.arguments import DECODERS, SEEDS
-from .templates import column_name
 
 PROMPT_LIMIT = 10_000  # characters; text encoders read some 77 tokens
 FREE_LIMIT = 1_000  # characters of a free column
@@ -199,10 +198,20 @@ class Placed:
     number: int = field(default=0)  # 0-based, among all rows of the list, bad ones counted
 
 
+def column_name(column: str) -> str:
+    """A column's name in braces and in a header: case, blanks and dashes are forgiven."""
+    return "_".join(column.strip().casefold().replace("-", "_").split())
+
+
 def known_name(column: str) -> str:
     """A column's own name: case, spaces, dashes and A1111's names for it are forgiven."""
     name = column_name(column)
     return ALIASES.get(name, name)
+
+
+def known_names(columns: Iterable[str]) -> list[str]:
+    """The same for a header."""
+    return [known_name(column) for column in columns]
 
 
 def prompt_column(names: Iterable[str]) -> str | None:

@@ -20,9 +20,9 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import check_writable, write_atomically
+from ..io.images import SUFFIXES
 from ..io.messages import need_torch, quiet_libraries
 from .engine import Engine, Run, local
-from .formats import SUFFIXES
 from .jobs import Job, Settings
 from .manifest import Manifest, only_one
 from .options import Planner, RunOptions

@@ -80,7 +80,7 @@ class Wrap:
 
 Node = str | Sequence | Choice | FromFile | Assign | Use | Wrap
 
-_SYNTAX = re.compile(r"[{}]|__|\\[|$%]")
+SYNTAX = re.compile(r"[{}]|__|\\[|$%]")
 _TOKEN = re.compile(r"\\(?:__|[{}|$%])|\$\{|%\{|\$\$|[{}|]|__")
 _FILE = re.compile(
     r"__(?P<sign>[~!@]?)(?P<name>(?:\$\{[^{}]*\}|\{[^{}]*\}|(?!__)[^{}()|$#\\])+)"
@@ -91,11 +91,6 @@ _RANGE = re.compile(r"\s*(?:(\d+)?(-)?(\d+)?)\s*\$\$(?:([^${}]+)\$\$)?")
 _WEIGHT = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)\s*::)?")
 _ASSIGN = re.compile(r"\s*([A-Za-z_-][\w-]*)\s*(\??)=(!?)\s*")
 _USE = re.compile(r"\s*([A-Za-z_-][\w-]*)\s*(:?)\s*")
-
-
-def is_template(text: str) -> bool:
-    """Whether `text` has anything to expand, or a sign that is escaped."""
-    return _SYNTAX.search(text) is not None
 
 
 @lru_cache(4096)

@@ -17,6 +17,7 @@ from random import Random
 
 from .limits import tick
 from .syntax import (
+    SYNTAX,
     Assign,
     Choice,
     FromFile,
@@ -25,7 +26,6 @@ from .syntax import (
     TemplateError,
     Use,
     Wrap,
-    is_template,
     parse,
 )
 from .wildcard_files import Collections, Value, Values
@@ -74,7 +74,7 @@ class Wildcards:
         Raises:
             TemplateError: the template cannot be read, or asks for a file that is not there.
         """
-        if not is_template(template):
+        if not SYNTAX.search(template):
             return template
         self._left = _STEPS
         with _Plainly():
@@ -92,7 +92,9 @@ class Wildcards:
             raise TemplateError(f"the prompt has {about} combinations: give at most {self.limit:,}")
         seen: set[str] = set()
         with _Plainly():
-            for text in self._all(parse(template), {}, ()) if is_template(template) else [template]:
+            for text in (
+                self._all(parse(template), {}, ()) if SYNTAX.search(template) else [template]
+            ):
                 prompt = _squeezed(text)
                 if prompt not in seen:
                     seen.add(prompt)
@@ -104,7 +106,7 @@ class Wildcards:
         Raises:
             TemplateError: as `sample`.
         """
-        if not is_template(template):
+        if not SYNTAX.search(template):
             return 1
         with _Plainly():
             return self._count(parse(template), {}, ())
@@ -363,7 +365,7 @@ class Wildcards:
         return self._counts[key]
 
     def _count_value(self, value: Value, known: dict[str, Node], files: tuple[str, ...]) -> int:
-        return self._count(parse(value.text), known, files) if is_template(value.text) else 1
+        return self._count(parse(value.text), known, files) if SYNTAX.search(value.text) else 1
 
 
 def _names(node: Node) -> Node:
@@ -376,7 +378,7 @@ def _names(node: Node) -> Node:
 
 
 def _tree(value: Value) -> Node:
-    return parse(value.text) if is_template(value.text) else value.text
+    return parse(value.text) if SYNTAX.search(value.text) else value.text
 
 
 def _value_of(node: Use, variables: dict[str, Node]) -> Node:

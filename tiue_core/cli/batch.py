@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .batch_terminal import TOLD, Session, clock
+from .batch_terminal import TOLD, Session, clock, share
 from .options import (
     AcceptLicense,
     Base,
@@ -107,11 +107,10 @@ def batch(
 
     Example: tiue batch prompts.csv --dry-run
     """
-    from ..batch.formats import SUFFIXES
     from ..batch.lists import KINDS
-    from ..batch.processes import share
     from ..core.arguments import DECODERS
     from ..io.files import check_writable
+    from ..io.images import SUFFIXES
     from ..optimize.engines import CHOICES
     from .console import ask_license, progress
 
@@ -134,9 +133,9 @@ def batch(
         read_as = read_as or (kind_of(prompts) if prompts.suffix else "txt")
     else:
         read_list(prompts, kind=read_as, encoding=encoding)
-    from ..students import resolve as library
+    from ..students.resolve import find
 
-    source = library.find(student, accept_license=ask_license(accept_license))
+    source = find(student, accept_license=ask_license(accept_license))
     if not dry_run:
         check_writable(out)
     from ..batch.options import RunOptions
@@ -220,9 +219,9 @@ def _refuse_bad_rows(plan: Any, studio: Any) -> None:
 
 def _dry_run(plan: Any, studio: Any, out: Path, as_json: bool) -> None:
     """What would be made: counted, the first ones by name, and the time it takes."""
-    from ..batch.formats import SUFFIXES
     from ..batch.jobs import Job
     from ..batch.manifest import Manifest, State
+    from ..io.images import SUFFIXES
     from .console import Failed, emit, say
 
     manifest = Manifest(out, plan.fingerprint(), SUFFIXES[plan.format])

@@ -1,11 +1,14 @@
-"""A run of `tiue batch` on the terminal: what is told, the bar, Ctrl-C, the end."""
+"""A run of `tiue batch` on the terminal: what is told, the bar, Ctrl-C, the end; and who tells it
+where `accelerate launch -m tiue_core batch ...` started a process per GPU."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,46 @@ from ..errors import TiueError
 
 TOLD = 20  # bad rows that are told one by one
 _PULSE = 30  # s between lines of progress where there is no terminal
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process among those that were launched together."""
+
+    index: int = 0
+    count: int = 1
+    device: str | None = None
+    together: Callable[[], None] = lambda: None  # wait for the others
+    gather: Callable[[Any], list[Any]] = lambda value: [value]  # everyone's, in order
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks, locks the folder and finishes it."""
+        return self.index == 0
+
+    @property
+    def mine(self) -> Callable[[int], bool] | None:
+        """Which batches this process paints; None: all of them."""
+        if self.count == 1:
+            return None
+        return lambda number: number % self.count == self.index
+
+
+def share(device: str | None = None) -> Share:
+    """How many processes were launched, and which one this is."""
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        return Share(device=device)
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState(cpu=True if device == "cpu" else None)
+    return Share(
+        state.process_index,
+        state.num_processes,
+        device or str(state.device),
+        state.wait_for_everyone,
+        lambda value: gather_object([value]),
+    )
 
 
 class Session:
@@ -59,7 +102,7 @@ class Session:
     def _paint(self, run: Any) -> None:
         from .console import say
 
-        count = _Count(self.plan.jobs(self.studio.settings))
+        count = _Count(lambda: self.plan.jobs(self.studio.settings))
         with _bar(self.ours.first) as bar:
             for result in run:
                 if result.kind in ("bad", "failed") and self.ours.first:
@@ -70,11 +113,10 @@ class Session:
                         say("... and more of the kind, see --json")
                     if len(kept) < 1000:
                         kept.append(result.row or result.message)
-                bar(run.counts, count.so_far())
+                bar(run.counts, count.so_far)
 
     def _finish(self, run: Any, sheet: bool, index: bool) -> None:
-        from ..batch.index import html_index
-        from ..batch.sheet import contact_sheets
+        from ..batch.overview import contact_sheets, html_index
         from .console import progress
 
         if not (sheet or index):
@@ -115,8 +157,9 @@ class Session:
 class _Count:
     """How long the list is, counted beside the work, in a fiftieth of its time."""
 
-    def __init__(self, jobs: Iterator[Any]) -> None:
-        self.jobs, self.count, self.done = jobs, 0, False
+    def __init__(self, list_jobs: Callable[[], Iterator[Any]]) -> None:
+        self.list_jobs, self.count, self.done = list_jobs, 0, False
+        self.jobs: Iterator[Any] | None = None  # the list is read again, once somebody asks
         self.worked = time.perf_counter()
 
     def so_far(self) -> int | None:
@@ -124,6 +167,7 @@ class _Count:
         began = time.perf_counter()
         until = began + 0.02 * (began - self.worked)
         try:
+            self.jobs = self.jobs or self.list_jobs()
             while not self.done and time.perf_counter() < until:
                 self.count += 1
                 next(self.jobs)
@@ -176,15 +220,17 @@ def _bar(shown: bool) -> Iterator[Any]:
     began = time.monotonic()
     spoke = began
 
-    def show(counts: Any, total: int | None) -> None:
+    def show(counts: Any, count: Callable[[], int | None]) -> None:
         nonlocal spoke
         now = time.monotonic()
-        done = sum(vars(counts).values())
+        if not shown or not (console.is_terminal or now - spoke > _PULSE):
+            return
+        done, total = sum(vars(counts).values()), count()
         rate = counts.made / max(now - began, 1e-9)
         left = f", {clock((total - done) / rate)} left" if total and rate else ""
         speed = f"{rate:.2f} images/s{left}"
         bar.update(task, completed=done, total=total, speed=speed)
-        if shown and not console.is_terminal and now - spoke > _PULSE:
+        if not console.is_terminal:
             spoke = now
             say(f"{done} of {total or '?'}, {speed}")
 

@@ -62,7 +62,7 @@ def check_folder(folder: Path, models: Sequence[str] | None = None) -> Path:
                 _check_link(path, folder)
     for name in models:
         read_json(folder / name / "config.json", "copy the folder again")
-    check_headers(path for name in models for path in weights(folder / name))
+    check_headers([path for name in models for path in weights(folder / name)])
     said = read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
     steps = said.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or not 1 <= steps <= _MOST_TIMESTEPS:

@@ -1,8 +1,10 @@
-"""Contact sheets: every row of the list beside its pictures, a page at a time."""
+"""What shows a folder of pictures: `index.html`, with their prompts and a search, one file and no
+server; and contact sheets, every row of the list beside its pictures, a page at a time."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
@@ -10,9 +12,29 @@ from typing import Any
 
 from ..io.files import own_file, write_atomically
 
-MARK = b"contact sheet by tiue"
+TEMPLATE = Path(__file__).parent / "page.html"
+PAGE_MARK = b'<meta name="generator" content="tiue">'
+SHEET_MARK = b"contact sheet by tiue"
 CELL, CAPTION, GAP = 160, 220, 8  # px
 COLUMNS, ROWS = 8, 12
+_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # inside <script>, JSON stays JSON
+
+
+def html_index(folder: Path, records: Iterable[dict[str, Any]]) -> Path:
+    """Write `index.html` for pictures of a manifest; return the path."""
+    lines = []
+    for record in records:
+        entry = {key: record.get(key, "") for key in ("file", "prompt", "line")}
+        entry["seed"] = str(record.get("seed", ""))  # a seed may be larger than JavaScript counts
+        entry |= {key: record[key] for key in ("negative", "template") if record.get(key)}
+        entry |= {f"column {key}": value for key, value in record.get("columns", {}).items()}
+        text = json.dumps(entry, ensure_ascii=False)
+        lines.append("".join(_UNSAFE.get(char, char) for char in text))
+    before, after = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/")
+    path = own_file(folder, "index", ".html", PAGE_MARK)
+    page = before + ",\n".join(lines) + after
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
 
 
 def contact_sheets(folder: Path, records: Iterable[dict[str, Any]]) -> list[Path]:
@@ -23,9 +45,9 @@ def contact_sheets(folder: Path, records: Iterable[dict[str, Any]]) -> list[Path
     strips = _strips(records)
     pages: list[Path] = []
     while strip := list(islice(strips, ROWS)):
-        path = own_file(folder, f"sheet-{len(pages) + 1:03d}", ".jpg", MARK)
+        path = own_file(folder, f"sheet-{len(pages) + 1:03d}", ".jpg", SHEET_MARK)
         buffer = io.BytesIO()
-        _page(folder, strip).save(buffer, format="JPEG", quality=88, comment=MARK)
+        _page(folder, strip).save(buffer, format="JPEG", quality=88, comment=SHEET_MARK)
         write_atomically(path, buffer.getvalue())
         pages.append(path)
     return pages
