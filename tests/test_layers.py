@@ -60,14 +60,19 @@ def test_benchmarks_have_no_circles() -> None:
 
 
 def test_old_import_paths_lead_to_the_same_modules() -> None:
+    import tiue_core.batch.formats
+    import tiue_core.batch.templates
     import tiue_core.pipeline
     import tiue_core.savings.layers
 
     import tiue_core.shared.layers
     from tiue_core import students
+    from tiue_core.batch import jobs
+    from tiue_core.io import images
     from tiue_core.pipelines.base import TiuePipeline
     from tiue_core.students import resolve
 
+    assert tiue_core.batch.templates is jobs and tiue_core.batch.formats is images
     assert tiue_core.savings.layers is tiue_core.shared.layers
     assert tiue_core.pipeline.TiuePipeline is TiuePipeline
     assert students.find is resolve.find and callable(students.load)

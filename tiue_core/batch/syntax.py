@@ -80,6 +80,7 @@ class Wrap:
 
 Node = str | Sequence | Choice | FromFile | Assign | Use | Wrap
 
+#: What makes a text a template: something to expand, or a sign that is escaped.
 SYNTAX = re.compile(r"[{}]|__|\\[|$%]")
 _TOKEN = re.compile(r"\\(?:__|[{}|$%])|\$\{|%\{|\$\$|[{}|]|__")
 _FILE = re.compile(
