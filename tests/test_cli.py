@@ -121,7 +121,7 @@ def test_metadata_is_enough_to_make_it_again(tiue: Any, tmp_path: Path, student:
     metadata = read_metadata(made["path"])
     assert metadata["student_hash"] == students.find(student).content_hash()
     assert metadata["loras"] == [
-        {"name": "my style", "strength": 0.5, "hash": files.file_hash(lora)}
+        {"name": "my style", "strength": 0.5, "hash": files.tensors_hash(lora)}
     ]
     assert (metadata["steps"], metadata["decoders"]) == (3, "fast")
     assert metadata["timesteps"] == [667, 334]  # of 667, 334, 1

@@ -17,7 +17,7 @@ from ..batch.limits import ListLimits
 from ..batch.schema import PROMPT_LIMIT
 from ..core.arguments import DECODERS, GUIDED
 from ..errors import TiueError
-from ..io.files import file_hash
+from ..io.files import tensors_hash
 from ..io.record import guidance_record
 from ..pipelines import draft
 from ..students.lora import Lora
@@ -255,7 +255,7 @@ def check_size(order: Order, own: tuple[int, int], factor: int, limits: Limits) 
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, changed: int, size: int) -> str:
-    return file_hash(path)  # once per version of the file, not once per picture
+    return tensors_hash(path)  # once per version of the file, not once per picture
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

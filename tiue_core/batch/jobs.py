@@ -39,6 +39,7 @@ class Settings:
     revision: str | None = None
     vae: str = ""  # a VAE other than the student's own
     factor: int = 8  # px per latent
+    base: str = ""  # the name of what completes a single file
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Job:
 def job_id(settings: Settings, **decides: Any) -> str:
     """SHA-256, the first 128 bits as hex, over everything that decides the picture."""
     shared = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    for name in ("student", "revision", "width", "height", "steps", "factor"):
+    for name in ("student", "revision", "width", "height", "steps", "factor", "base"):
         del shared[name]  # names, or told by the job itself
     text = json.dumps({**shared, **decides}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -59,6 +59,7 @@ class Painter:
                 "student": settings.student,
                 "student_revision": settings.revision,
                 "student_hash": settings.student_hash,
+                **({"base": settings.base} if settings.base else {}),
                 "steps": settings.steps,
                 "dtype": settings.dtype,
                 "device": self.device,

@@ -8,12 +8,11 @@ with session.run(options, Path("out")) as run:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,10 @@ class BatchSession:
         Raises:
             TiueError: no such student; `steps` that its schedule cannot take.
         """
-        from ..students.resolve import Source, find
+        from ..students.resolve import Source, completed, find
 
         source = student if isinstance(student, Source) else find(student)
+        source = completed(source, base)
         if engine != "torch" and device in (None, "cpu") and base is None:
             opened = _with_graphs(source, engine, steps, dtype or before)
             if opened is not None:
@@ -72,12 +72,11 @@ class BatchSession:
         from ..pipelines.load import load
 
         quiet_libraries()
-        pipe = load(source, device=device, dtype=dtype, base=base)
+        pipe = load(source, device=device, dtype=dtype)
         pipe.set_progress_bar_config(disable=True)
         digest = source.content_hash()
-        if base is not None:
-            digest = hashlib.sha256((digest + find(base).content_hash()).encode()).hexdigest()
         settings = settings_of(pipe, source.name, digest, steps, source.revision)
+        settings = replace(settings, base=source.base_name or "")
         if engine not in ("auto", "torch"):
             named = {"student": source.name, "student_hash": digest, "loras": []}
             pipe.use_graphs(engine, pipe.unet.dtype, named)  # the dtype is part of a job

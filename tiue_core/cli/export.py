@@ -128,14 +128,14 @@ def make(
     from ..students.resolve import find
 
     loras = [Lora.parse(text) for text in lora]
-    source = find(student, accept_license=ask_license(accept_license))
+    source = find(student, accept_license=ask_license(accept_license), base=base)
     if options.get("to") == "checkpoint":
-        return [_checkpoint(source, out, dtype, base, loras)]
+        return [_checkpoint(source, out, dtype, loras)]
     from ..export import write
 
     quiet_libraries()
     with progress("exporting", 8 if options.get("parts") else 2) as advance:
-        pipe = _load(source, dtype, base, loras)
+        pipe = _load(source, dtype, loras)
         if options.get("draft"):
             pipe.load_draft(accept_license=accept_license)
         record = {
@@ -157,23 +157,23 @@ def _only_for_graphs(**given: Any) -> None:
             raise typer.BadParameter("a checkpoint has weights only: leave it out", param_hint=name)
 
 
-def _checkpoint(source: Any, out: Path, dtype: str, base: str | None, loras: list[Any]) -> Path:
+def _checkpoint(source: Any, out: Path, dtype: str, loras: list[Any]) -> Path:
     """Every weight as it is in the pipeline, LoRAs fused; how it was made in the header."""
     import torch
 
     from ..students.checkpoint import Parts, write
 
     quiet_libraries()
-    pipe = _load(source, "float32", base, loras)
+    pipe = _load(source, "float32", loras)
     parts = Parts.of_pipeline(pipe, source.name.rpartition("/")[2])
     return write(parts, out, getattr(torch, dtype))
 
 
-def _load(source: Any, dtype: str, base: str | None, loras: list[Any]) -> Any:
+def _load(source: Any, dtype: str, loras: list[Any]) -> Any:
     from ..pipelines.load import load
     from ..students.lora import load_loras
 
-    pipe = load(source, device="cpu", dtype=dtype, base=base)
+    pipe = load(source, device="cpu", dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     if loras:
         load_loras(pipe, loras)

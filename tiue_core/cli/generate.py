@@ -197,7 +197,17 @@ def generate(
         warnings.warn("--negative does nothing at --guidance 1: give more, such as 2", stacklevel=2)
     from ..students.resolve import find
 
-    source = find(options.student, accept_license=ask_license(accept_license))
+    try:
+        licensed = ask_license(accept_license)
+        source = find(options.student, accept_license=licensed, base=options.base)
+    except TiueError as missing:
+        if origin is None or student is not None:
+            raise
+        name, digest = options.student, (options.student_hash or "")[:10]
+        raise TiueError(
+            f"{origin} was made with the student '{name}' ({digest}), which is not found by that "
+            f"name: add --student FOLDER ({missing})"
+        ) from missing
     check_writable(out)
     graphs = _graphs(options, source)
     if graphs is not None:
@@ -385,7 +395,7 @@ def _load(options: RunOptions, source: Any) -> Any:
     from ..students.lora import load_loras
 
     quiet_libraries()
-    pipe = load(source, device=options.device, dtype=options.dtype, base=options.base)
+    pipe = load(source, device=options.device, dtype=options.dtype)
     pipe.set_progress_bar_config(disable=True)
     load_loras(pipe, options.loras)
     if options.draft:
@@ -430,7 +440,6 @@ def _remember(options: RunOptions, origin: Path) -> None:
     """Fill `options` from the metadata of a picture, whose LoRA files must have been given."""
     from dataclasses import replace
 
-    from ..io.files import file_hash
     from ..io.images import read_metadata
 
     metadata = read_metadata(origin)
@@ -442,12 +451,24 @@ def _remember(options: RunOptions, origin: Path) -> None:
     for name in ("student", "student_hash", *settings, *against):
         if metadata.get(name) is not None:
             setattr(options, name, metadata[name])
-    given = {file_hash(lora.path): i for i, lora in enumerate(options.loras)}
-    for made_with in metadata.get("loras") or []:
-        index = given.get(made_with["hash"])
-        if index is None:
+    options.base = options.base or _base_of(metadata)
+    recorded, found = metadata.get("loras") or [], []
+    for made_with in recorded:
+        lora = next((one for one in options.loras if one.is_one(made_with["hash"])), None)
+        if lora is None:
             raise TiueError(f"{origin} was made with LoRA '{made_with['name']}': add --lora FILE")
-        options.loras[index] = replace(options.loras[index], strength=made_with["strength"])
+        found.append(replace(lora, strength=made_with["strength"]))
+    known = [one.path for one in found]
+    options.loras = found + [one for one in options.loras if one.path not in known]
+
+
+def _base_of(metadata: dict[str, Any]) -> str | None:
+    """The base of a single file, where it can still be found by its name."""
+    from ..students.resolve import find
+
+    with suppress(TiueError):
+        return metadata.get("base") and find(metadata["base"]).name
+    return None  # looked for as it was then; the hash tells
 
 
 def _clean(prompt: str) -> str:

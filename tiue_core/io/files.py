@@ -142,12 +142,15 @@ def safetensors_of(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> b
 
     whole = save(dict(tensors), dict(metadata))
     length = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + length])
-    if "__metadata__" in header:
-        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _sorted_header(json.loads(whole[8 : 8 + length]))
     text += b" " * (-len(text) % 8)  # as the format has it, so that tensors are aligned
     return len(text).to_bytes(8, "little") + text + whole[8 + length :]
+
+
+def _sorted_header(header: dict[str, Any]) -> bytes:
+    if "__metadata__" in header:
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
@@ -247,6 +250,35 @@ def content_hash(paths: Iterable[Path]) -> str:
     for path in paths:
         total.update(bytes.fromhex(file_hash(path)))
     return total.hexdigest()
+
+
+def tensors_hash(path: Path) -> str:
+    """SHA-256 (hex) over what a safetensors file holds: tensors and metadata, by name.
+
+    The library writes metadata in random order, so a file's own hash says less.
+    """
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        said = json.dumps(header.pop("__metadata__", None), sort_keys=True)
+        digest = hashlib.sha256(said.encode())
+        for name, entry in sorted(header.items()):
+            begin, end = entry["data_offsets"]
+            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            file.seek(start + begin)
+            for at in range(begin, end, 1 << 20):
+                digest.update(file.read(min(1 << 20, end - at)))
+    return digest.hexdigest()
+
+
+def sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order, in place: the same bytes for the same content."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = _sorted_header(json.loads(file.read(length)))
+        if len(text) <= length:  # the library writes JSON as compactly
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def file_hash(path: Path) -> str:

@@ -30,6 +30,7 @@ def record(
         "student": source.name,
         "student_revision": source.revision,
         "student_hash": student_hash,
+        **({"base": source.base_name} if getattr(source, "base_name", None) else {}),
         "steps": steps,
         "decoders": decoders,
         **({"draft": True} if draft else {}),

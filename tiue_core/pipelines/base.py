@@ -139,12 +139,15 @@ class TiuePipeline(
         dtype = asked[0] or asked[1]
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            wanted = {k: kwargs.pop(k) for k in ("revision", "accept_license") if k in kwargs}
+            wanted = {
+                k: kwargs.pop(k) for k in ("revision", "accept_license", "base") if k in kwargs
+            }
             source = find(pretrained_model_name_or_path, **wanted)
             folder = source.path
             kwargs = {**source.options(dtype), **kwargs}
+            base = kwargs.pop("base", None)
             if folder.is_file():
-                folder, models = read_single_file(folder, kwargs.pop("base", None), dtype)
+                folder, models = read_single_file(folder, base, dtype)
                 kwargs = {**models, **kwargs}
         kind, names = cls, (*models_of(folder), "tokenizer")
         if "text_encoder_2" in names:

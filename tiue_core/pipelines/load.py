@@ -9,7 +9,7 @@ import torch
 
 from ..errors import TiueError
 from ..students.registry import AcceptLicense
-from ..students.resolve import Source, find
+from ..students.resolve import Source, completed, find
 from .base import TiuePipeline
 
 
@@ -33,11 +33,13 @@ def load(
         TiueError: no such student, device or dtype.
     """
     source = (
-        student if isinstance(student, Source) else find(student, accept_license=accept_license)
+        completed(student, base)
+        if isinstance(student, Source)
+        else find(student, accept_license=accept_license, base=base)
     )
     device = device_of(device)
     dtype = dtype_of(dtype, device)
-    options = {**source.options(dtype), **({"base": base} if base else {})}
+    options = source.options(dtype)
     pipe = TiuePipeline.from_pretrained(str(source.path), dtype=dtype, **options)
     return pipe.to(device)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.schedule import STEPS, OneWaySchedule
 from ..errors import TiueError
-from ..io.files import check_writable, explain, read_header, to_disk
+from ..io.files import check_writable, explain, read_header, sort_metadata, to_disk
 from . import original
 from .folder import MODELS, check_folder, weights
 
@@ -167,6 +167,7 @@ def write(parts: Parts, out: Path, dtype: Any = None) -> Path:
         with TemporaryDirectory(dir=out.parent, prefix=".tiue-") as folder:
             whole = Path(folder) / out.name
             save_file(tensors, whole, metadata(made, parts.configs["unet"]["cross_attention_dim"]))
+            sort_metadata(whole)
             to_disk(whole)
             return whole.replace(out)
     except OSError as error:

