@@ -139,7 +139,8 @@ class PromptList(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        made = tickets.issue(cls.hidden.prompt, str(cls.hidden.unique_id), **inputs)
+        asked = tickets.ListInputs(**inputs)
+        made = tickets.issue(cls.hidden.prompt, str(cls.hidden.unique_id), asked)
         status = {"tiue_list": [json.dumps(made.status)]}
         if not made.tickets:
             from comfy_execution.graph_utils import ExecutionBlocker

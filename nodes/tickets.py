@@ -103,22 +103,24 @@ def check(text: str, kind: str, combinations: bool) -> dict[str, Any]:
     return {"bad": bad, "pictures": pictures, "more": more}
 
 
-def issue(
-    graph: dict[str, Any] | None,
-    node: str,
-    *,
-    file: str,
-    text: str,
-    kind: str,
-    folder: str,
-    names: str,
-    width: int,
-    height: int,
-    seed: int,
-    combinations: bool,
-    at_once: int,
-    skip_bad_rows: bool,
-) -> Issued:
+@dataclass(frozen=True)
+class ListInputs:
+    """What a person sets on Prompt List."""
+
+    file: str
+    text: str
+    kind: str
+    folder: str
+    names: str
+    width: int
+    height: int
+    seed: int
+    combinations: bool
+    at_once: int
+    skip_bad_rows: bool
+
+
+def issue(graph: dict[str, Any] | None, node: str, inputs: ListInputs) -> Issued:
     """The next jobs whose pictures are not there.
 
     Raises:
@@ -126,21 +128,21 @@ def issue(
     """
     root = Path(folder_paths.get_input_directory())
     plan = RunOptions(
-        text if file == TYPED else root / file,
-        kind if file == TYPED else None,
-        names=names,
-        seed=None if seed < 0 else seed,
-        combinations=combinations,
+        inputs.text if inputs.file == TYPED else root / inputs.file,
+        inputs.kind if inputs.file == TYPED else None,
+        names=inputs.names,
+        seed=None if inputs.seed < 0 else inputs.seed,
+        combinations=inputs.combinations,
         wildcards=_wildcards(),
     )
-    home = _home(folder)
-    manifest = Manifest(home, "comfyui")
+    manifest = Manifest(_home(inputs.folder), "comfyui")
+    settings = _settings(_hash(graph or {}, node), inputs.width, inputs.height)
     tickets: list[Ticket] = []
     bad: list[dict[str, Any]] = []
     there = waiting = 0
-    for job in plan.jobs(_settings(_hash(graph or {}, node), width, height)):
+    for job in plan.jobs(settings):
         if isinstance(job, BadRow):
-            if not skip_bad_rows:
+            if not inputs.skip_bad_rows:
                 raise ValueError(f"{_with_place(job)} (or switch skip_bad_rows on)")
             if len(bad) < TOLD:
                 bad.append(_told(job))
@@ -151,7 +153,7 @@ def issue(
             there += not state & State.SEEN
         elif state & State.SEEN:
             continue
-        elif len(tickets) < at_once:
+        elif len(tickets) < inputs.at_once:
             tickets.append(Ticket(job, manifest))
         else:
             waiting += 1
@@ -159,7 +161,7 @@ def issue(
         first = f": {bad[0]['line']}: {bad[0]['message']}" if bad else ""
         raise ValueError(f"the list has no row to paint{first or ': write a prompt'}")
     now = {"there": there, "now": len(tickets), "waiting": waiting, "bad": bad}
-    return Issued(tickets, {**now, "folder": folder})
+    return Issued(tickets, {**now, "folder": inputs.folder})
 
 
 def keep(images: Any, ticket: Ticket, kind: str, comfyui: dict[str, Any] | None) -> dict[str, str]:

@@ -292,9 +292,13 @@ def test_control_c(tiue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
+    with monkeypatch.context() as early:
+        early.setattr(generate, "check_writable", stop)
+        ended = tiue("generate", "a cat")
+        assert ended.status == 130 and ended.error() == "error: stopped"
     monkeypatch.setattr(generate, "_paint", stop)
     ended = tiue("generate", "a cat")
-    assert ended.status == 130 and ended.error() == "error: stopped"
+    assert ended.status == 130 and ended.error() == "error: stopped: 0 of 1 made"
 
 
 # --- licences and lists --------------------------------------------------------------------

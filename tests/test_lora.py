@@ -199,6 +199,7 @@ def test_the_second_stage_killed_five_times_while_a_checkpoint_is_written(
     ("method", "setting", "low", "high"),
     [
         ("transfer", "prior", 0.1, 10.0),
+        ("transfer", "drop_prompt", 0.0, 1.0),
         ("one-pass", "prior", 0.1, 10.0),
         ("one-pass", "kl_weight", 0.0, 10.0),
         ("one-pass", "fake_drop_prompt", 0.0, 1.0),

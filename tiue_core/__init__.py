@@ -95,23 +95,19 @@ class _Moved(MetaPathFinder, Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        known = name.startswith(f"{__name__}.") and self.home(name)
-        return ModuleSpec(name, self, is_package=True) if known else None
-
-    @staticmethod
-    def home(name: str) -> str:
-        """The module's name now, empty where it is no earlier one."""
         own = name.removeprefix(f"{__name__}.")
-        for old, new in _MOVED.items():
+        for old, new in _MOVED.items() if own != name else ():
             if own == old or own.startswith(f"{old}."):
-                return f"{__name__}.{new}{own.removeprefix(old)}"
-        return ""
+                home = f"{__name__}.{new}{own.removeprefix(old)}"
+                return ModuleSpec(name, self, loader_state=home, is_package=True)
+        return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None  # a plain one, for as long as it takes to find the real one
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = import_module(self.home(module.__name__))
+        assert module.__spec__ is not None
+        sys.modules[module.__name__] = import_module(module.__spec__.loader_state)
 
 
 sys.meta_path.insert(0, _Moved())  # before the finder of files, which would copy submodules

@@ -17,11 +17,11 @@ from .paint import (
     Picture,
     Stopwatch,
     noted,
-    one_pass,
     pictures_of,
     plainly,
     png_of,
     ready,
+    watched_pass,
 )
 from .parts import (
     bars,
@@ -65,7 +65,7 @@ def look(models: Models, order: Order, gains: Sequence[float], second: str | Non
     pipe = studio.painter.pipe
     watch = Stopwatch(pipe.device)
     with noted() as notes, plainly(), torch.no_grad():
-        passed = one_pass(pipe, order, watch, gains, second)
+        passed = watched_pass(pipe, order, watch, gains, second)
         schedule = passed.schedule
         with watch("VAE"):
             image = pictures_of(pipe, passed.latents)[0]

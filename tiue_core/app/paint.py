@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ..core.guidance import guide
+from ..core.memory import out_of_memory
 from ..core.noise import draw_noise
-from ..core.one_pass import one_pass as core_one_pass
+from ..core.one_pass import one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import Features
-from ..errors import TiueError, out_of_memory
+from ..errors import TiueError
 from ..io.images import encode_png, slug
 from ..io.record import guidance_record, record
 from ..students.vocabulary import size_note
@@ -74,7 +75,7 @@ class Stopwatch:
 
 
 @torch.no_grad()
-def one_pass(
+def watched_pass(
     pipe: Any,
     order: Order,
     watch: Stopwatch,
@@ -106,7 +107,7 @@ def one_pass(
             embeds = torch.cat([pipe.encode_prompt([order.negative]).to(device), embeds])
         told = embeds if second_prompt is None else pipe.encode_prompt([second_prompt]).to(device)
     noise = draw_noise([order.seed], shape).to(device)
-    passed = core_one_pass(
+    passed = one_pass(
         pipe.split_unet,
         schedule,
         torch.cat([noise, noise]) if guided else noise,
@@ -158,7 +159,7 @@ def paint(models: Models, order: Order) -> Picture:
     pipe = studio.painter.pipe
     watch = Stopwatch(pipe.device)
     with noted() as notes, plainly():
-        passed = one_pass(pipe, order, watch, keep_predictions=False)
+        passed = watched_pass(pipe, order, watch, keep_predictions=False)
         with watch("VAE"):
             image = pictures_of(pipe, passed.latents, order.draft)[0]
     notes += notes_on(studio, order)

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TiueError, out_of_memory
+from ..core.memory import out_of_memory
+from ..errors import TiueError
 from ..export.metadata import check_size
 from ..students.lora import Lora, load_loras
 from ..students.vocabulary import notes
@@ -168,7 +169,7 @@ class GraphPainter(Painter):
         first = jobs[0]
         prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
         size, own = (first.width, first.height), (self.settings.width, self.settings.height)
-        for note in notes(self.graphs.vocabulary(), self.folder, prompts, size, own):
+        for note in notes(self.graphs.tokenizer.get_vocab(), self.folder, prompts, size, own):
             if note not in self._said:
                 self._said.add(note)
                 warnings.warn(note, stacklevel=2)

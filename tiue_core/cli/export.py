@@ -1,20 +1,18 @@
-"""``tiue export``, and ``tiue generate`` where it is given a graph."""
+"""``tiue export``."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.arguments import DECODERS, SEEDS
+from ..core.arguments import DECODERS
 from ..errors import TiueError
 from ..io.messages import quiet_libraries
 from .console import (
-    Failed,
     ask_license,
     emit,
     progress,
@@ -26,8 +24,6 @@ from .options import (
     Side,
     Steps,
 )
-
-BATCH = 4  # pictures per pass
 
 
 def register(app: typer.Typer) -> None:
@@ -187,86 +183,3 @@ def _license(source: Any) -> str:
 
     known = REGISTRY.get(source.name)
     return known.license + known.base if known else "as the student's own folder says"
-
-
-def paint(
-    graph: Path,
-    prompts: list[str],
-    *,
-    seed: int | None,
-    count: int,
-    width: int | None,
-    height: int | None,
-    out: Path,
-    origin: Path | None,
-    device: str | None,
-    json: bool,
-) -> None:
-    """What ``tiue generate --graph`` does, without torch."""
-    from ..export.runtime import Graph
-    from ..io.files import check_writable
-    from ..io.images import read_metadata
-
-    remembered: dict[str, Any] = {} if origin is None else read_metadata(origin)
-    prompts = [" ".join(prompt.split()) for prompt in prompts or [remembered["prompt"]]]
-    seed = remembered.get("seed", 0) if seed is None else seed
-    size = (width or remembered.get("width"), height or remembered.get("height"))
-    painter = Graph(graph, device)
-    made_with = remembered.get("student_hash")
-    if made_with not in (None, painter.about.get("student_hash")):
-        warnings.warn("that picture was made with other weights, so it may differ", stacklevel=2)
-    check_writable(out)
-    paint_with(painter, prompts, seed, count, size, out, json, {"graph": graph.name})
-
-
-def paint_with(
-    painter: Any,
-    prompts: list[str],
-    seed: int,
-    count: int,
-    size: tuple[int | None, int | None],
-    out: Path,
-    json: bool,
-    facts: dict[str, Any],
-) -> None:
-    """Paint with a ``runtime.Graph`` and save; ``size`` is (width, height), ``facts`` are for the
-    metadata."""
-    started = time.monotonic()
-    from .. import __version__
-    from ..export.metadata import RECORD, check_size
-    from ..io.images import save_image
-
-    if not 0 <= seed <= SEEDS - count:
-        raise TiueError(f"seed is {seed}: give a whole number from 0 to {SEEDS - count}")
-    check_size(painter.about, *size)
-    record = {name: painter.about.get(name) for name in RECORD}
-    record |= {"draft": True} if painter.about.get("draft") else {}
-    record |= {"dtype": painter.about["dtype"], "device": painter.device, "version": __version__}
-    record |= painter.facts() | facts
-    width, height = size
-
-    jobs = [(prompt, seed + i) for prompt in prompts for i in range(count)]
-    images: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
-        "images": images,
-        "student": {"name": record["student"], "revision": record["student_revision"]},
-    }
-    try:
-        with progress("painting", len(jobs)) as advance:
-            for start in range(0, len(jobs), BATCH):
-                batch = jobs[start : start + BATCH]
-                made = painter([p for p, _ in batch], [s for _, s in batch], width, height)
-                for image, (prompt, own) in zip(made, batch, strict=True):
-                    sides = {"width": image.width, "height": image.height}
-                    entry: dict[str, Any] = {"prompt": prompt, "seed": own, **sides}
-                    path = save_image(image, out, {**record, **entry})
-                    images.append({"path": str(path), **entry})
-                    advance(1)
-    except TiueError as error:
-        raise Failed(str(error), result) from error
-    result["seconds"] = round(time.monotonic() - started, 3)
-    if json:
-        emit(result)
-    else:
-        for each in images:
-            print(each["path"])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .memory import out_of_memory
 from .unet import Features
 
 Options = dict[str, Any]
@@ -102,7 +103,7 @@ class LdmUNet:
             try:
                 part = self._decode(features, times, context, y, transformer_options)
             except Exception as error:
-                if chunk == 1 or not _out_of_memory(error):
+                if chunk == 1 or not out_of_memory(error):
                     raise
                 part = None  # retried outside, where the traceback no longer holds the tensors
             if part is None:
@@ -220,10 +221,3 @@ class LdmUNet:
 
     def _free_memory(self) -> None:
         """Give back what the host's allocator has cached."""
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """The accelerator's own exception, or what the CPU allocator raises."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -48,10 +48,6 @@ class Graph:
         self.about = metadata.read(path, stored)
         self.tokenizer = _tokenizer(stored[metadata.TOKENIZER])
 
-    def vocabulary(self) -> dict[str, int]:
-        """Tokens and their ids."""
-        return self.tokenizer.get_vocab()
-
     def facts(self) -> dict[str, str]:
         """What a picture's metadata says of the engine."""
         computed = {} if self.precision == "float32" else {"dtype": self.precision}

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,31 +24,43 @@ CHECKED = "a cat on a blue background"
 _LARGEST = 4  # times the student's own side, what a graph of dynamic size takes
 
 
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a graph is to be.
+
+    Args:
+        to: "onnx", "openvino" (an .xml with a .bin beside it) or "pt2".
+        steps, decoders, width, height: as ``TiuePipeline`` takes them; fixed in the graph.
+        dynamic_size: let the graph take other sizes than this one.
+        parts: a graph for each part of the student.
+        draft: with the tiny decoder of ``pipe.load_draft`` (TAESD) in the autoencoder's place.
+    """
+
+    to: str = "onnx"
+    steps: int | None = None
+    decoders: str = "exact"
+    width: int | None = None
+    height: int | None = None
+    dynamic_size: bool = False
+    parts: bool = False
+    draft: bool = False
+
+
 def export(
     pipe: Any,
     out: Path,
-    to: str = "onnx",
     *,
-    steps: int | None = None,
-    decoders: str = "exact",
-    width: int | None = None,
-    height: int | None = None,
-    dynamic_size: bool = False,
-    parts: bool = False,
-    draft: bool = False,
     record: dict[str, Any] | None = None,
     advance: Callable[[int], None] = lambda by: None,
+    **options: Any,
 ) -> list[Path]:
     """Write a student as one graph, or each of its parts as one.
 
     Args:
         pipe: a ``TiuePipeline``; LoRAs are to be fused into it before. Its dtype is the graph's.
         out: the file; for ``parts`` ``NAME.onnx`` becomes ``NAME.text_encoder.onnx`` and so on.
-        to: "onnx", "openvino" (an .xml with a .bin beside it) or "pt2".
-        steps, decoders, width, height: as ``TiuePipeline`` takes them; fixed in the graph.
-        dynamic_size: let the graph take other sizes than this one.
-        draft: with the tiny decoder of ``pipe.load_draft`` (TAESD) in the autoencoder's place.
         record: more for the description, such as the student's name and licence.
+        options: see ``GraphOptions``.
 
     Returns:
         The files written. Weights of more than 1.5 GB lie in ``NAME.onnx.data``.
@@ -56,27 +69,29 @@ def export(
         TiueError: a package is missing, or the file cannot be written.
         ValueError: a size, K or ``decoders`` that the student does not take.
     """
-    if to != "pt2":
+    asked = GraphOptions(**options)
+    if asked.to != "pt2":
         need_onnx()
     check_writable(out.parent)
     if getattr(pipe.text_encoder.config, "use_attention_mask", False):
         raise ValueError("this text encoder wants an attention mask: graphs have no input for one")
-    schedule = pipe.schedule(steps, decoders)
-    shape = pipe._latent_shape(width, height, None, 1)
+    schedule = pipe.schedule(asked.steps, asked.decoders)
+    shape = pipe._latent_shape(asked.width, asked.height, None, 1)
     tokenizer = _tokenizer(pipe)
-    about = {**describe(pipe, schedule, shape, dynamic_size), **(record or {})}
-    about |= {"steps": steps, "decoders": decoders, "draft": draft, "whole": not parts}
+    about = {**describe(pipe, schedule, shape, asked.dynamic_size), **(record or {})}
+    about |= {"steps": asked.steps, "decoders": asked.decoders}
+    about |= {"draft": asked.draft, "whole": not asked.parts}
     about["weights_hash"] = weights_hash(pipe)
     stored = {
         metadata.ABOUT: json.dumps(about, sort_keys=True),
         metadata.TOKENIZER: tokenizer.to_str(),
         "licence": str(about.get("licence", "")),
     }
-    save = {"onnx": save_onnx, "openvino": save_openvino, "pt2": save_pt2}[to]
+    save = {"onnx": save_onnx, "openvino": save_openvino, "pt2": save_pt2}[asked.to]
     written = []
     with torch.no_grad(), quietly():
         for graph in traced(pipe, schedule, about, tokenizer.padding["length"]):
-            path = out.with_name(f"{out.stem}.{graph.name}{out.suffix}") if parts else out
+            path = out.with_name(f"{out.stem}.{graph.name}{out.suffix}") if asked.parts else out
             made = program(graph)
             advance(1)
             try:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import TiueError, out_of_memory
+from ..core.memory import out_of_memory
+from ..errors import TiueError
 
 
 def in_batches(

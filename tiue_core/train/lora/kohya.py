@@ -16,6 +16,7 @@ from torch import nn
 
 from ...errors import TiueError
 from ...io.files import safetensors_of, write_atomically
+from ..recipe import LoraRecipe
 
 
 def lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
@@ -72,13 +73,11 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 
 
 def metadata_of(
+    recipe: LoraRecipe,
+    settings: Mapping[str, Any],
     *,
     student: str,
     student_hash: str,
-    trigger: str | None,
-    rank: int,
-    alpha: float,
-    settings: Mapping[str, Any],
     dataset_hash: str,
     captions: list[str],
     title: str,
@@ -90,19 +89,19 @@ def metadata_of(
         "ss_base_model_version": student,
         "ss_sd_model_name": student,
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(alpha),
+        "ss_network_dim": str(recipe.rank),
+        "ss_network_alpha": str(recipe.alpha),
         "ss_output_name": title,
         "ss_num_train_images": str(len(captions)),
         "ss_tag_frequency": json.dumps({"images": counted}),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
-        "modelspec.trigger_phrase": trigger or "",
+        "modelspec.trigger_phrase": recipe.trigger or "",
         "tiue": json.dumps(
             {
                 "student": student,
                 "student_hash": student_hash,
-                "trigger": trigger,
+                "trigger": recipe.trigger,
                 "dataset_hash": dataset_hash,
                 "settings": dict(settings),
             },

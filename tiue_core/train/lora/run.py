@@ -89,12 +89,10 @@ def train_lora(
             raise TiueError(f"no space left to write {folder}: free some and run again") from error
         raise
     metadata = metadata_of(
+        recipe,
+        _settings(recipe),
         student=source.name,
         student_hash=source.content_hash(),
-        trigger=recipe.trigger,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
-        settings=_settings(recipe),
         dataset_hash=pictures.content_hash(),
         captions=pictures.captions,
         title=out.stem,
