@@ -15,7 +15,7 @@ from typing import Any
 
 from ..batch.limits import ListLimits
 from ..batch.schema import PROMPT_LIMIT
-from ..core.arguments import DECODERS, GUIDED
+from ..core.arguments import DECODERS, GUIDED, whole_number
 from ..errors import TiueError
 from ..io.files import tensors_hash
 from ..io.record import guidance_record
@@ -259,12 +259,8 @@ def _digest(path: Path, changed: int, size: int) -> str:
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
-    number = value
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdecimal():
-        number = int(value[:40])
-    if isinstance(value, float) and value.is_integer():
-        number = int(value)
-    if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+    number = whole_number(value)
+    if number is None or not low <= number <= high:
         raise TiueError(f"{name} is {_short(value)}: give a whole number from {low} to {high}")
     return number
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ..core.arguments import DECODERS, SEEDS
+from ..core.arguments import DECODERS, SEEDS, whole_number
 
 PROMPT_LIMIT = 10_000  # characters; text encoders read some 77 tokens
 FREE_LIMIT = 1_000  # characters of a free column
@@ -92,13 +92,7 @@ def _whole(low: int, high: int, what: str) -> BeforeValidator:
     def check(value: Any) -> int | None:
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
-        number: int | None = None
-        if isinstance(value, int) and not isinstance(value, bool):
-            number = value
-        elif isinstance(value, float) and value.is_integer():
-            number = int(value)
-        elif isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,24}(\.0*)?\s*", value):
-            number = int(value.partition(".")[0])
+        number = whole_number(value)
         if number is None or not low <= number <= high:
             raise _wrong(f"{shown(value)} is no {what}: give a whole number from {low} to {high}")
         return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from numbers import Integral
@@ -9,6 +10,7 @@ from typing import Any
 
 SEEDS = 2**64  # what torch.Generator tells apart
 DECODERS = ("exact", "fast")
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,24}(\.0*)?\s*").fullmatch
 GUIDED = 2.0  # the guidance where only a negative prompt is given
 
 
@@ -19,13 +21,22 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
+def whole_number(value: Any) -> int | None:
+    """The int that a value is or spells, as forms and files have them: 3, 3.0, "3", "+3.0"."""
+    if isinstance(value, str) and _WHOLE(value):
+        return int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """``value`` as an int within [low, high), or one line that says what to give."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value >= high):
+    number = None if isinstance(value, str | float) else whole_number(value)
+    if number is None or number < low or (high is not None and number >= high):
         upto = "" if high is None else f" to {high - 1}"
         raise ValueError(f"{name} is {value!r}: give a whole number from {low}{upto}")
-    return int(value)
+    return number
 
 
 def latent_side(name: str, pixels: int, factor: int) -> int:

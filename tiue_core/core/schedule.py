@@ -59,7 +59,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from .arguments import DECODERS, one_of
+from .arguments import DECODERS, one_of, whole
 
 STEPS = 4  # K of the paper's students
 SHARE = 0.01  # of the weight, that "fast" may move from a decoder to its neighbour
@@ -296,8 +296,7 @@ def _spaced(ddim: Any, steps: int) -> tuple[list[int], list[int]]:
     timestep; for "linspace" and uneven "trailing" it is not quite, and the stock loop is the law.
     """
     T = ddim.config.num_train_timesteps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
-        raise ValueError(f"steps is {steps!r}: give a whole number from 1 to {T}")
+    steps = whole("steps", steps, 1, T + 1)
     ddim.set_timesteps(steps)
     # Rounding makes "trailing" emit one timestep too many, -1, for some K (61, 103, ...).
     chosen = ddim.timesteps[:steps].tolist()

@@ -29,16 +29,5 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def kinds_table(result: dict) -> str:
-    """The matcher's share and fit of every kind, a column a system."""
-    rows = {**result["ceilings"], **result["systems"]}
-    lines = ["| kind | " + " | ".join(rows) + " |", "| --- " * (1 + len(rows)) + "|"]
-    for kind in next(iter(rows.values()))["kinds"]:
-        found = [row["kinds"].get(kind) for row in rows.values()]
-        cells = [f"{f['matcher_right']:.0%} {f['fit']:.2f}" if f else "" for f in found]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def _cell(row: dict, key: str, form: str) -> str:
     return format(row[key], form) if key in row else ""

@@ -1,15 +1,9 @@
-"""What helps on a CPU: pages that are kept, and knowing which dtype is fast."""
+"""What helps on a CPU: pages that are kept."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
-from functools import lru_cache, partial
-
-import torch
-import torch.nn.functional as F
-
-from ..shared.measure import clock
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 
@@ -40,20 +34,3 @@ def _mallopt(*settings: tuple[int, int]) -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*setting) for setting in settings)
-
-
-@lru_cache(maxsize=1)
-def has_fast_bfloat16() -> bool:
-    """Whether the processor convolves in bfloat16 faster than in float32, measured once.
-
-    The list of its instructions does not tell: with avx512_bf16 alone one processor was measured
-    at two thirds of float32's rate, another at twice.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return False
-    x, weight = torch.randn(1, 320, 32, 32), torch.randn(320, 320, 3, 3)
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        operands = x.to(dtype), weight.to(dtype)
-        best[dtype] = clock(partial(F.conv2d, *operands), x.device)
-    return best[torch.bfloat16] < best[torch.float32]
