@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import subprocess
 import sys
 from collections.abc import Iterator
 from io import BytesIO
@@ -11,30 +10,20 @@ from typing import Any
 
 import pytest
 from forge_server import ROOT, Forge, Server, find
+from helpers_hosts import LoudSkips
 from PIL import Image
 
 sys.path.append(str(ROOT / "tests" / "comfyui"))  # tiny, whose files are the same for both hosts
 import tiny
 
 collect_ignore = ["probe"]  # an extension, loaded by Forge
-_missing: list[str] = []
+skips = LoudSkips("WEBUI")
 
 
 @pytest.fixture(scope="session")
 def forge() -> Forge:
-    place = find()
-    if place is None:
-        why = "no Forge at $FORGE_PATH or ~/forge"
-    else:
-        needed = "import torch, gradio, diffusers, transformers, joblib"
-        probe = subprocess.run([place.python, "-c", needed], capture_output=True, text=True)
-        lines = probe.stderr.strip().splitlines()
-        why = f"{place.python} cannot run it ({lines[-1]})" if probe.returncode else ""
-    if why:
-        _missing.append(why)
-        pytest.skip(why)
-    assert place is not None
-    return place
+    needed = "import torch, gradio, diffusers, transformers, joblib"
+    return skips.usable(find(), "no Forge at $FORGE_PATH or ~/forge", needed)
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +67,4 @@ def control(server: Server, picture: str) -> dict[str, Any]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for why in dict.fromkeys(_missing):
-        line = f"WEBUI TESTS DID NOT RUN: {why}"
-        terminalreporter.write_line(line, red=True, bold=True)
+    skips.tell(terminalreporter)
