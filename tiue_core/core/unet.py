@@ -289,8 +289,9 @@ def _rows(value: Any, B: int, K: int, part: slice) -> Any:
 def unet_call_context(unet: Any, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Do what calling the UNet itself would do around its forward.
 
-    Offloading hooks on the whole UNet bring it to its device, and ``scale`` in
-    ``cross_attention_kwargs`` sets the LoRA strength. Yields the conditions without ``scale``.
+    Offloading hooks on the whole UNet bring it to its device, tomesd's tells its blocks the size,
+    and ``scale`` in ``cross_attention_kwargs`` sets the LoRA strength. Yields the conditions
+    without ``scale``.
     """
     hook = getattr(unet, "_hf_hook", None)  # accelerate
     if hook is not None:

@@ -5,23 +5,19 @@ model then changes nothing, in silence. Here each pair of matrices is held again
 for before anything is loaded.
 """
 
-import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
-from ..io.files import file_hash, read_header, safetensors_metadata, tensors_hash
-from .folder import read_json
+from ..io.files import file_hash, read_header, tensors_hash
+from .lora_names import MATRIX, in_shape, of_peft
 from .models import read_tensors
-
-_UP = re.compile(r"\.(lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
-_PEFT = "base_model.model."
-_MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|up))\.weight$")
 
 
 @dataclass(frozen=True)
@@ -71,29 +67,49 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
         return
     from . import lycoris  # torch, which naming a LoRA does not need
 
-    names, strengths, several = [], [], _together(loras)
+    several, merged = _together(loras), len(getattr(pipe, "_merged", []))
     files = [read_tensors([lora.path]) for lora in several]
     for tensors, lora in zip(files, several, strict=True):
         _check_numbers(tensors, lora.path)
-    for index, (tensors, lora) in enumerate(zip(files, several, strict=True)):
-        if lycoris.is_lycoris(tensors):
-            if not hasattr(pipe, "_merged"):
-                raise TiueError(f"{lora.path} is no plain LoRA: this system takes only those")
-            lycoris.merge(pipe, tensors, lora.strength, lora.path)
-            continue
-        tensors = _in_shape(pipe, _of_peft(pipe, tensors, lora.path))
-        _check_fit(pipe, lora.path, tensors)
-        # peft uses adapter names as module names, where a dot would be a level
-        names.append(f"{index}_{re.sub(r'[^0-9A-Za-z_]', '_', lora.name)}")
-        try:
-            with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
-                warnings.filterwarnings("ignore", module="peft")
-                pipe.load_lora_weights(dict(tensors), adapter_name=names[-1])
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise TiueError(f"{_not_ours(lora.path)} ({_first_line(error)})") from error
-        strengths.append(lora.strength)
+    names: list[str] = []
+    strengths: list[float] = []
+    try:
+        for tensors, lora in zip(files, several, strict=True):
+            if lycoris.is_lycoris(tensors):
+                if not hasattr(pipe, "_merged"):
+                    raise TiueError(f"{lora.path} is no plain LoRA: this system takes only those")
+                lycoris.merge(pipe, tensors, lora.strength, lora.path)
+                continue
+            # peft uses adapter names as module names, where a dot would be a level
+            names.append(f"{len(names)}_{re.sub(r'[^0-9A-Za-z_]', '_', lora.name)}")
+            strengths.append(lora.strength)
+            _load(pipe, tensors, lora.path, names[-1])
+    except TiueError:  # nothing is left of those before it
+        known = {name for listed in pipe.get_list_adapters().values() for name in listed}
+        if known & {*names}:
+            pipe.delete_adapters([name for name in names if name in known])
+        lycoris.restore(pipe, merged)
+        raise
     if names:
         pipe.set_adapters(names, strengths)
+
+
+def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
+    """Have diffusers load one file as adapter `name`, all of it."""
+    tensors = in_shape(pipe, of_peft(pipe, tensors, path))
+    layers = _check_fit(pipe, path, tensors)
+    try:
+        with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
+            warnings.filterwarnings("ignore", module="peft")
+            pipe.load_lora_weights(dict(tensors), adapter_name=name)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise TiueError(f"{_not_ours(path)} ({_first_line(error)})") from error
+    left_out = [key for key, layer in layers.items() if not _holds(layer(), name)]
+    if left_out:
+        raise TiueError(
+            f"{path} cannot be used: diffusers leaves out {len(left_out)} of its {len(layers)} "
+            f"layers, {left_out[0]} for one. Save it in kohya's naming"
+        )
 
 
 def _together(loras: Sequence[Lora]) -> list[Lora]:
@@ -110,89 +126,9 @@ def _check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
             raise TiueError(f"{path} is broken ({name} holds NaN or infinity): use another file")
 
 
-def _of_peft(pipe: Any, tensors: dict[str, Any], path: Path) -> dict[str, Any]:
-    """PEFT's own files (``base_model.model.LAYER...``) in diffusers' names, alpha / rank in B.
-
-    Raises:
-        TiueError: the config that says alpha is not beside it.
-    """
-    if not all(name.startswith(_PEFT) for name in tensors):
-        said = _adapter_metadata(path)
-        return _scaled(tensors, said) if said else tensors
-    config = read_json(path.with_name("adapter_config.json"), "copy it from beside the LoRA")
-    unet = dict(pipe.unet.named_modules())
-    found = {}
-    for name, tensor in tensors.items():
-        layer = name.removeprefix(_PEFT)
-        plain = re.split(r"\.lora_", layer)[0]
-        found[f"{'unet' if plain in unet else 'text_encoder'}.{layer}"] = tensor
-    return _scaled(found, {"unet": config, "text_encoder": config})
-
-
-def _adapter_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """What diffusers notes in a file of its own of alpha and the like, by model."""
-    try:
-        said = json.loads(safetensors_metadata(path).get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        said = {}
-    parts: dict[str, dict[str, Any]] = {}
-    for key, value in (said if isinstance(said, dict) else {}).items():
-        part, _, name = key.partition(".")
-        parts.setdefault(part, {})[name] = value
-    return parts
-
-
-def _scaled(tensors: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """alpha / rank taken into B, the rank as the matrices have it, whatever a config claims."""
-    found = dict(tensors)
-    for name, tensor in tensors.items():
-        part, _, layer = name.partition(".")
-        config = configs.get(part) or {}
-        side = _UP.search(layer)
-        if side and "lora_alpha" in config:
-            rank, plain = tensor.shape[1], layer[: side.start()]
-            alpha = _pattern(config.get("alpha_pattern"), plain, config["lora_alpha"])
-            factor = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-            found[name] = (tensor.float() * factor).to(tensor.dtype) if factor != 1 else tensor
-    return found
-
-
-def _pattern(patterns: Any, layer: str, default: Any) -> float:
-    found = default
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            found = value
-            break
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise TiueError(f"its config says alpha is {found!r:.80} for {layer}, which is no number")
-    return float(found)
-
-
-def _in_shape(pipe: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """1x1 kernels as the layer has them: trainers store a linear layer's as a convolution's, and
-    the other way round."""
-    dims = {
-        _flat(name.removesuffix(".base_layer")): module.weight.ndim
-        for name, module in pipe.unet.named_modules()
-        if hasattr(module, "weight")
-    }
-    found = {}
-    for name, tensor in tensors.items():
-        layer = re.sub(r"^(lora_)?unet[._]", "", _MATRIX.sub("", name))
-        wanted = dims.get(_flat(layer), tensor.ndim)
-        if (tensor.ndim, wanted) == (4, 2) and tensor.shape[2:] == (1, 1):
-            tensor = tensor[:, :, 0, 0]
-        elif (tensor.ndim, wanted) == (2, 4):
-            tensor = tensor[:, :, None, None]
-        found[name] = tensor.contiguous()
-    return found
-
-
-def _flat(layer: str) -> str:
-    return layer.replace(".", "_")
-
-
-def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> None:
+def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The layers that a file is for, by name, to be looked up again once it is loaded."""
+    found: dict[str, Callable[[], Any]] = {}
     for key, shape in _pairs(pipe, path, tensors):
         component, _, layer = key.partition(".")
         model = getattr(pipe, component, None)
@@ -200,11 +136,17 @@ def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> None:
             layer = layer.removeprefix("text_model.")  # flattened in transformers 5
         module = dict(model.named_modules()).get(layer) if model is not None else None
         weight = getattr(getattr(module, "base_layer", module), "weight", None)
-        if weight is None:
+        if model is None or weight is None:
             raise TiueError(f"{_not_ours(path)} (this one has no {key})")
         ours = tuple(weight.shape[:2])
         if shape != ours:
             raise TiueError(f"{_not_ours(path)} ({key} is {ours} here, {shape} there)")
+        found[key] = partial(model.get_submodule, layer)
+    return found
+
+
+def _holds(layer: Any, adapter: str) -> bool:
+    return adapter in getattr(layer, "lora_A", {})
 
 
 def _pairs(pipe: Any, path: Path, tensors: dict[str, Any]) -> list[tuple[str, tuple[int, int]]]:
@@ -228,7 +170,7 @@ def _pairs(pipe: Any, path: Path, tensors: dict[str, Any]) -> list[tuple[str, tu
     down: dict[str, tuple[int, ...]] = {}
     up: dict[str, tuple[int, ...]] = {}
     for key, tensor in tensors.items():
-        layer = _MATRIX.sub("", key)
+        layer = MATRIX.sub("", key)
         if layer == key or tensor.ndim < 2:
             continue
         side = down if re.search(r"(lora_A|down)\.weight$", key) else up

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiueError
+from .original import unet_layers
 
 _PLAIN = {"lora_up.weight", "lora_down.weight", "alpha"}
 _OTHER = {
@@ -81,6 +82,8 @@ def merge(pipe: Any, tensors: Mapping[str, Tensor], strength: float, path: Path)
                 "for this student's base model"
             )
         layer: Any = layers[name]
+        if layer.weight.is_meta:
+            raise TiueError(f"{path} is merged into weights that are offloaded: load it before")
         try:
             changed += _changed(layer, group, strength)
         except (KeyError, RuntimeError, IndexError) as error:
@@ -95,9 +98,9 @@ def merge(pipe: Any, tensors: Mapping[str, Tensor], strength: float, path: Path)
         tensor.data.copy_(value)
 
 
-def restore(pipe: Any) -> None:
-    """Put back what ``merge`` changed."""
-    while pipe._merged:
+def restore(pipe: Any, kept: int = 0) -> None:
+    """Put back what ``merge`` changed, but for its first ``kept`` tensors."""
+    while len(getattr(pipe, "_merged", [])) > kept:
         tensor, before = pipe._merged.pop()
         tensor.data.copy_(before)
 
@@ -195,4 +198,8 @@ def _layers(pipe: Any) -> dict[str, nn.Module]:
                 found[prefix + plain] = module
                 if part != "unet":
                     found[f"{prefix}text_model_{plain}"] = module
+    for original, name in unet_layers(pipe.unet).items():  # as kohya's scripts have SDXL's
+        plain = "lora_unet_" + name.replace(".", "_")
+        if plain in found:
+            found.setdefault("lora_unet_" + original.replace(".", "_"), found[plain])
     return found

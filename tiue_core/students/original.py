@@ -92,6 +92,13 @@ def unet_tensors(tensors: Tensors, config: Config) -> Tensors:
     return {name(key): tensor for key, tensor in tensors.items()}
 
 
+def unet_layers(unet: Any) -> dict[str, str]:
+    """The layers of a ``UNet2DConditionModel`` that have a weight: original name to diffusers'."""
+    names = [name.removesuffix(".base_layer") for name, module in unet.named_modules() if name]
+    renamed = unet_tensors({f"{name}.weight": name for name in names}, unet.config)
+    return {ours.removesuffix(".weight"): theirs for ours, theirs in renamed.items()}
+
+
 def vae_tensors(tensors: Tensors, config: Config) -> Tensors:
     """An ``AutoencoderKL``'s tensors under the original names; attention as 1x1 convolutions."""
     last = len(config["block_out_channels"]) - 1
