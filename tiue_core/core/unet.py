@@ -97,7 +97,7 @@ class SplitUNet(nn.Module):
             down_intrablock_additional_residuals: a T2I-Adapter's, one per down block.
         """
         unet = self.unet
-        with unet_call_context(unet, conditions) as conditions:
+        with unet_call_context(unet, conditions, noise.shape[-2:]) as conditions:
             h = noise.to(unet.dtype)
             temb, context = self._context(h, timestep, prompt_embeds, **conditions)
             adapter = list(down_intrablock_additional_residuals or ())
@@ -163,7 +163,7 @@ class SplitUNet(nn.Module):
         if prompt_embeds.ndim == 4:
             prompt_embeds = prompt_embeds.flatten(0, 1)
         chunk = chunk or K
-        with unet_call_context(self.unet, conditions) as conditions:
+        with unet_call_context(self.unet, conditions, features.size) as conditions:
             predictions = [
                 self._decode(
                     features,
@@ -286,13 +286,17 @@ def _rows(value: Any, B: int, K: int, part: slice) -> Any:
 
 
 @contextmanager
-def unet_call_context(unet: Any, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def unet_call_context(
+    unet: Any, conditions: dict[str, Any], size: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """Do what calling the UNet itself would do around its forward.
 
     Offloading hooks on the whole UNet bring it to its device, tomesd's tells its blocks the size,
     and ``scale`` in ``cross_attention_kwargs`` sets the LoRA strength. Yields the conditions
-    without ``scale``.
+    without ``scale``; ``size`` (H, W) is the latents'.
     """
+    if getattr(unet, "_tome_info", None) is not None:
+        unet._tome_info["size"] = (size[0], size[1])
     hook = getattr(unet, "_hf_hook", None)  # accelerate
     if hook is not None:
         hook.pre_forward(unet)

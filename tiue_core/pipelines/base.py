@@ -303,6 +303,7 @@ class TiuePipeline(
             assert prompt_embeds is not None
             against = self.encode_prompt(negative, batch_size) if guided else None
             if against is not None:
+                _check_alike(prompt_embeds, against)
                 against = against.expand(prompts, -1, -1)
 
             def paint(images: range, chunk: int) -> Any:
@@ -440,6 +441,16 @@ class TiuePipeline(
         images = decode(vae, latents) if run is None else run.image(vae, latents, decode)
         check_picture(self, latents, images)
         return self.image_processor.postprocess(images, output_type=output_type)
+
+
+def _check_alike(prompt_embeds: Tensor, against: Tensor) -> None:
+    """Guidance is a batch of both, which must be of one shape."""
+    (N, D), (n, d) = prompt_embeds.shape[1:], against.shape[1:]
+    if (n, d) != (N, D):
+        raise ValueError(
+            f"prompt_embeds are {N} tokens of width {D}, the negative prompt's {n} of {d}: give "
+            "as many, or guidance_scale=1"
+        )
 
 
 def _check_unet(unet: Any, added: str | None = None) -> None:

@@ -41,13 +41,16 @@ def load_draft_decoder(pipe: Any, source: str | Path | None = None, accept: bool
         raise TiueError(
             f"no draft decoder for this student's latents: put an AutoencoderTiny into {own}"
         )
+    public = source is None
     source = source or HUB_ID
-    if not Path(source).is_dir() and not accept and hub.cached(str(source), None, FILE) is None:
+    here = not public and Path(source).is_dir()
+    if not here and not accept and hub.cached(str(source), None, FILE) is None:
         raise TiueError(
             f"the draft decoder {source} is not here: accept its licence, MIT, to download it "
             "(accept_license, --accept-license)"
         )
-    tiny = load_model(AutoencoderTiny, hub.folder_of(source, accept))
+    folder = hub.model_of(HUB_ID, accept) if public else hub.folder_of(source, accept)
+    tiny = load_model(AutoencoderTiny, folder)
     channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.num_decoder_blocks) - 1)
     if channels != pipe.vae.config.latent_channels or factor != pipe.vae_scale_factor:
         raise TiueError(

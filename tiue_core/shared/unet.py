@@ -55,7 +55,7 @@ class SharedUNet(SplitUNet):
         one = not isinstance(timestep, Tensor) or timestep.ndim == 0
         if not one or self._unfit(noise, prompt_embeds, conditions) is not None:
             return super().encode(noise, timestep, prompt_embeds, **conditions)
-        with unet_call_context(self.unet, conditions):
+        with unet_call_context(self.unet, conditions, noise.shape[-2:]):
             try:
                 self.decoder()  # clears the tables if they are out of date
             except NotUnderstoodError:
@@ -83,7 +83,7 @@ class SharedUNet(SplitUNet):
         reason = self._unfit(features.mid, prompt_embeds, conditions)
         if reason is None:
             try:
-                with unet_call_context(self.unet, conditions):
+                with unet_call_context(self.unet, conditions, features.size):
                     return self._thrifty(features, timesteps, prompt_embeds, chunk, weights)
             except NotUnderstoodError as error:
                 reason = str(error)

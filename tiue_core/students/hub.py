@@ -93,8 +93,14 @@ def folder_of(name: str | Path, accept: "AcceptLicense") -> Path:
         return path
     if not _HUB_ID(str(name)):
         raise TiueError(f"{name} does not exist: check the path")
-    here = cached(str(name), None, "config.json")
-    return here or download(str(name), None, accept, None, needed=needed_of_model)
+    return model_of(str(name), accept)
+
+
+def model_of(hub_id: str, accept: "AcceptLicense") -> Path:
+    """The folder of a repository with one model, downloaded if need be; never one on this disk
+    that happens to have its name."""
+    here = cached(hub_id, None, "config.json")
+    return here or download(hub_id, None, accept, None, needed=needed_of_model)
 
 
 def needed_of_model(hub_id: str, files: list[str]) -> list[str]:

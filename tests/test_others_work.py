@@ -1,0 +1,110 @@
+"""What people hang on a pipeline beside LoRAs: tomesd, offloading, embeddings of their own."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import helpers_students as helpers
+import pytest
+import torch
+from accelerate import cpu_offload
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tiue_core import SplitUNet, TiuePipeline, students
+from tiue_core.errors import TiueError
+from tiue_core.students.lora import Lora, load_loras
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return helpers.make_student(tmp_path / "student")
+
+
+@pytest.fixture
+def pipe(student: Path) -> Any:
+    return students.load(student, device="cpu")
+
+
+def paint(pipe: Any, **options: Any) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the size
+        return pipe("a cat", seed=3, output_type="latent", **options).images
+
+
+@pytest.mark.parametrize("order", ["plain", "before optimize", "after optimize"])
+def test_tomesd_merges_tokens_in_both_halves(pipe: Any, order: str) -> None:
+    tomesd = pytest.importorskip("tomesd")
+    square = {"width": 32, "height": 32}
+    before = paint(pipe, **square)
+    if order == "after optimize":
+        pipe.optimize("torch", **square)
+    tomesd.apply_patch(pipe, ratio=0.5, use_rand=False)
+    if order == "before optimize":
+        pipe.optimize("torch", **square)
+    patched = paint(pipe, **square)
+    assert (patched - before).abs().max() > 1e-3
+    z, words, halves = (
+        torch.randn(2, 4, 16, 16),
+        pipe.encode_prompt(["a", "b"]),
+        SplitUNet(pipe.unet),
+    )
+    with torch.no_grad():
+        wanted = pipe.unet(z, 601, words).sample
+        pipe.unet._tome_info["size"] = None
+        made = halves.decode(halves.encode(z, 601, words), [601], words)[0]
+    assert (made - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    pipe.plain()
+    assert (paint(pipe, **square) - patched).abs().max() <= 1e-5 * patched.abs().max()
+    tomesd.remove_patch(pipe)
+    assert (paint(pipe, **square) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_weights_that_are_elsewhere_are_fetched(pipe: Any, optimized: bool) -> None:
+    """accelerate's sequential offload, which leaves "meta" behind; works without a GPU."""
+    before = paint(pipe)
+    if optimized:
+        pipe.optimize("torch")
+    for model in (pipe.unet, pipe.vae):
+        cpu_offload(model, torch.device("cpu"))
+    assert pipe.unet.conv_in.weight.is_meta
+    for _ in range(2):
+        assert (paint(pipe) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+def test_nothing_is_merged_into_weights_that_are_elsewhere(pipe: Any, tmp_path: Path) -> None:
+    cpu_offload(pipe.unet, torch.device("cpu"))
+    name = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    file = tmp_path / "full.safetensors"
+    save_file({f"{name}.diff": torch.ones(32, 32, 1, 1)}, file)
+    with pytest.raises(TiueError, match="offloaded: load it before"):
+        load_loras(pipe, [Lora(file)])
+
+
+def test_embeddings_and_guidance_must_be_alike(pipe: Any) -> None:
+    words = pipe.encode_prompt(["a cat"])
+    longer = torch.cat([words] * 3, dim=1)
+    options: dict[str, Any] = {"seed": 1, "output_type": "latent", "prompt_embeds": longer}
+    assert pipe(**options).images.shape == (1, 4, 8, 8)  # as long prompts come
+    with pytest.raises(ValueError, match=r"48 tokens of width 32, the negative prompt's 16 of 32"):
+        pipe(**options, guidance_scale=3.0)
+
+
+def test_a_draft_decoder_is_not_taken_from_where_one_stands(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither ./taesd for a pipeline of parts, nor a folder that has the public one's name."""
+    from diffusers import AutoencoderTiny
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("taesd", "madebyollin/taesd"):
+        AutoencoderTiny().save_pretrained(tmp_path / name)
+    for one in (pipe, TiuePipeline(**pipe.components)):
+        with pytest.raises(TiueError, match="the draft decoder madebyollin/taesd is not here"):
+            one.load_draft()
