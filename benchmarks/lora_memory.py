@@ -69,9 +69,7 @@ def one_update(recipe: LoraRecipe, pipeline: Any, teacher: Any) -> dict[str, flo
     precision = recipe.precision
     stage.accelerator = Accelerator(cpu=True, mixed_precision=precision)
     if not first:
-        from tiue_core.core.unet import SplitUNet
-
-        stage.split = SplitUNet(stage.unet)
+        stage.split = parts.halves
         stage.pairs = Pairs(torch.arange(batch), latents, latents)
     return {name: float(value) for name, value in stage.update(0, generator).items()}
 

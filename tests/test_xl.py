@@ -12,8 +12,8 @@ from diffusers import StableDiffusionXLPipeline
 
 from tiue_core import TiuePipeline
 from tiue_core.core.forward_process import guided
+from tiue_core.core.packed import PackedUNet, pack, take_packed, unpack
 from tiue_core.errors import TiueError
-from tiue_core.pipelines.packed import PackedUNet, pack, take_packed, unpack
 from tiue_core.pipelines.sdxl import TiueXLPipeline
 from tiue_core.pipelines.text import embed, token_ids
 from tiue_core.students.resolve import find

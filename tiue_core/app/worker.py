@@ -70,8 +70,9 @@ def check_finite(pipe: Any, label: str) -> None:
     """Raise TiueError if a weight is NaN or infinite: such a student paints black, in silence."""
     from ..shared.finite import broken_weight
 
-    for part in ("unet", "vae", "text_encoder"):
-        if name := broken_weight(getattr(pipe, part)):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        model = getattr(pipe, part, None)
+        if model is not None and (name := broken_weight(model)):
             raise TiueError(
                 f"the weights of {label} are broken ({part}: {name} holds NaN or infinity): "
                 "choose another student"

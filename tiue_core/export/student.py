@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..core.packed import joined, pooled_width, split, unpack
 from ..core.schedule import OneWaySchedule
-from ..core.unet import Features, SplitUNet
-from ..shared import SharedUNet
+from ..core.unet import Features
+from ..shared import shared
 from ..shared.layers import NotUnderstoodError
 
 SAVINGS = ("skips", "attention", "output")
@@ -37,12 +40,88 @@ class TextEncoder(nn.Module):
         return self.text_encoder(input_ids)[0]
 
 
+class TextEncoders(nn.Module):
+    """SDXL's two: token ids of the first tokenizer to a packed prompt (``core.packed``). The
+    second's are the same up to the end of the prompt, and padded with another token."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self.first, self.second = map(_with_states, (pipe.text_encoder, pipe.text_encoder_2))
+        self.end, self.pad = pipe.tokenizer.eos_token_id, pipe.tokenizer_2.pad_token_id
+        self.ends_pad = pipe.tokenizer.pad_token_id == self.end
+        self.zeros = bool(pipe.config["force_zeros_for_empty_prompt"])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        ends = input_ids == self.end
+        # Where the end pads as well, it is behind the last token that is none.
+        last = (place * ~ends).amax(1) + 1 if self.ends_pad else (place * ends).amax(1)
+        second = torch.where(place > last[:, None], self.pad, input_ids)
+        blank = (last == 1) if self.zeros else torch.zeros_like(last, dtype=torch.bool)
+        one, two = self.first(input_ids), self.second(second)
+        states = (x.last_hidden_state.chunk(2, -1)[0] for x in (one, two))
+        return joined(*states, two.text_embeds, blank)
+
+
+def _with_states(encoder: nn.Module) -> Any:
+    """A text encoder whose states before its last layer come beside the last ones, twice as wide:
+    transformers' own way to ask for them cannot be traced. The weights are shared."""
+    twin: Any = _twin(encoder)
+    model = getattr(twin, "text_model", twin)
+    layers = model.encoder.layers
+    layers[len(layers) - 1] = _Beside(layers[len(layers) - 1])
+    model.final_layer_norm = _OfLast(model.final_layer_norm, kept=True)
+    if hasattr(twin, "text_projection"):
+        twin.text_projection = _OfLast(twin.text_projection, kept=False)
+    return twin
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """The same module to be put together anew: its parameters, but a list of parts of its own."""
+    twin = copy(module)
+    twin._modules = {
+        name: None if part is None else _twin(part) for name, part in module._modules.items()
+    }
+    return twin
+
+
+class _Beside(nn.Module):
+    """A layer that hands on what it was given beside its answer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Tensor, *arguments: Any, **options: Any) -> Any:
+        answer = self.layer(states, *arguments, **options)
+        if isinstance(answer, tuple):  # transformers 4
+            return (torch.cat([states, answer[0]], -1), *answer[1:])
+        return torch.cat([states, answer], -1)
+
+
+class _OfLast(nn.Module):
+    """A layer of the answer alone; what came beside it is kept there, or dropped."""
+
+    def __init__(self, layer: nn.Module, kept: bool) -> None:
+        super().__init__()
+        self.layer, self.kept = layer, kept
+
+    def forward(self, both: Tensor) -> Tensor:
+        states, answer = both.chunk(2, -1)
+        return torch.cat([states, self.layer(answer)], -1) if self.kept else self.layer(answer)
+
+
+def text_encoder(pipe: Any) -> nn.Module:
+    """A pipeline's text encoder, or both."""
+    return TextEncoders(pipe) if pooled_width(pipe.unet) else TextEncoder(pipe)
+
+
 class Encoder(nn.Module):
     """The half of the UNet that runs once, at the first timestep."""
 
     def __init__(self, pipe: Any, schedule: OneWaySchedule) -> None:
         super().__init__()
-        self.unet = SplitUNet(pipe.unet)
+        self.unet = split(pipe.unet, pipe.vae_scale_factor)
         self.timestep = int(schedule.timesteps[0])
 
     def forward(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
@@ -55,28 +134,39 @@ class Decoder(nn.Module):
 
     def __init__(self, pipe: Any, schedule: OneWaySchedule) -> None:
         super().__init__()
-        unet = pipe.unet
-        self.plain, self.timesteps = SplitUNet(unet), schedule.timesteps.tolist()
+        unet, self.factor = pipe.unet, pipe.vae_scale_factor
+        self.plain, self.timesteps = split(unet, self.factor), schedule.timesteps.tolist()
         self.signal = schedule.signal
         self.weights: Tensor
         self.register_buffer("weights", schedule.weights.float())
         self.thrifty: Any = None
         try:
-            self.thrifty = SharedUNet(unet, SAVINGS).decoder()
+            self.thrifty = shared(unet, self.factor, parts=SAVINGS).decoder()
         except NotUnderstoodError as error:
             warnings.warn(f"{error}: the decoders are exported without savings", stacklevel=2)
+        self.packed = bool(pooled_width(unet))
         if self.thrifty is not None:
             temb = unet.time_embedding(unet.time_proj(schedule.timesteps).to(unet.dtype))
-            temb = temb if unet.time_embed_act is None else unet.time_embed_act(temb)
-            table = [row.detach().clone() for row in self.thrifty.table(temb)]
-            self.table = nn.ParameterList(nn.Parameter(row, requires_grad=False) for row in table)
+            if self.packed:  # what is added to it is one image's own
+                table = [temb]
+            else:
+                temb = temb if unet.time_embed_act is None else unet.time_embed_act(temb)
+                table = self.thrifty.table(temb)
+            rows = (nn.Parameter(row.detach().clone(), requires_grad=False) for row in table)
+            self.table = nn.ParameterList(rows)
 
     def forward(
         self, mid: Tensor, skips: Sequence[Tensor], noise: Tensor, prompt_embeds: Tensor
     ) -> Tensor:
         if self.thrifty is not None:
-            context = prompt_embeds.to(mid.dtype)
-            total = self.thrifty(mid, tuple(skips), list(self.table), context, self.weights)
+            context, table = prompt_embeds.to(mid.dtype), list(self.table)
+            if self.packed:
+                unet: Any = self.plain.unet
+                context, added = unpack(unet, context, noise.shape[-2:], self.factor)
+                temb = table[0] + unet.get_aug_embed(table[0], None, added)[:, None]
+                temb = temb if unet.time_embed_act is None else unet.time_embed_act(temb)
+                table = self.thrifty.table(temb)
+            total = self.thrifty(mid, tuple(skips), table, context, self.weights)
         else:
             features = Features(mid, tuple(skips), (noise.shape[-2], noise.shape[-1]))
             total = self.plain.decode(features, self.timesteps, prompt_embeds, weights=self.weights)
@@ -99,7 +189,7 @@ class Student(nn.Module):
 
     def __init__(self, pipe: Any, schedule: OneWaySchedule, vae: Any) -> None:
         super().__init__()
-        self.text_encoder = TextEncoder(pipe)
+        self.text_encoder = text_encoder(pipe)
         self.encoder = Encoder(pipe, schedule)
         self.decoder = Decoder(pipe, schedule)
         self.vae = Vae(pipe, vae)

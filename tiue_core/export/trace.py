@@ -14,8 +14,8 @@ from .student import (
     Decoder,
     Encoder,
     Student,
-    TextEncoder,
     Vae,
+    text_encoder,
 )
 
 
@@ -60,7 +60,7 @@ def traced(pipe: Any, schedule: Any, about: dict[str, Any], tokens: int) -> Iter
             ["image", "latents"],
         )
         return
-    encode_text, encode = TextEncoder(pipe).eval(), Encoder(pipe, schedule).eval()
+    encode_text, encode = text_encoder(pipe).eval(), Encoder(pipe, schedule).eval()
     embeds = encode_text(ids)
     mid, *skips = encode(noise, embeds)
     yield Traced(

@@ -136,8 +136,10 @@ def export_set(pipe: Any, folder: Path, *, record: dict[str, Any], **options: An
 def weights_hash(pipe: Any) -> str:
     """SHA-256 over every weight of a pipeline as it is now, in float32, and the models' configs."""
     digest = hashlib.sha256()
-    for name in ("text_encoder", "unet", "vae"):
-        model = getattr(pipe, name)
+    for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        model = getattr(pipe, name, None)
+        if model is None:
+            continue
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
             if tensor.is_floating_point():
@@ -191,7 +193,9 @@ def _tokenizer(pipe: Any) -> Any:
     from tokenizers import Tokenizer
     from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
-    ours = pipe.tokenizer
+    ours, second = pipe.tokenizer, getattr(pipe, "tokenizer_2", None)
+    if second is not None and second.get_vocab() != ours.get_vocab():
+        raise ValueError("this student's two tokenizers know other words: a graph has one of them")
     fast = getattr(ours, "backend_tokenizer", None) or convert_slow_tokenizer(ours)
     fast = Tokenizer.from_str(fast.to_str())  # a copy
     limit = min(ours.model_max_length, pipe.text_encoder.config.max_position_embeddings)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.packed import PackedUNet, pooled_width
 from ..core.unet import Features, SplitUNet
 from ..export.runtime import GraphSet
 from ..shared.layers import fingerprint
@@ -22,8 +23,8 @@ class GraphUNet(SplitUNet):
     PyTorch computes; ``usable`` says whether they still stand for the weights.
     """
 
-    def __init__(self, unet: Any, graphs: GraphSet, usable: Any) -> None:
-        super().__init__(unet)
+    def __init__(self, unet: Any, graphs: GraphSet, usable: Any, **options: Any) -> None:
+        super().__init__(unet, **options)
         self.graphs, self.usable = graphs, usable
         about = graphs.about
         self.timesteps = list(about["timesteps"])
@@ -70,15 +71,25 @@ class GraphUNet(SplitUNet):
         return not given and rows and not torch.is_grad_enabled() and self.usable()
 
 
+class GraphPackedUNet(GraphUNet, PackedUNet):
+    """The same for SDXL's UNet: graphs take the packed prompt as it is."""
+
+
 class GraphRunner:
     """How a pipeline runs its models as graphs, for as long as they are what they were."""
 
     def __init__(self, pipe: Any, graphs: GraphSet) -> None:
         self.graphs, self._said = graphs, False
-        self._watches = {id(model): Watch(model) for model in (pipe.text_encoder, pipe.vae)}
+        models = (*pipe._text_encoders(), pipe.vae)
+        self._watches = {id(model): Watch(model) for model in models}
         unet = self._watches[id(pipe.unet)] = Watch(pipe.unet)
         self._seen = {key: _state(watch) for key, watch in self._watches.items()}
-        self.unet: SplitUNet = GraphUNet(pipe.unet, graphs, lambda: self.holds(unet.model))
+        given = (pipe.unet, graphs, lambda: self.holds(unet.model))
+        self.unet: SplitUNet = (
+            GraphPackedUNet(*given, factor=pipe.vae_scale_factor)
+            if pooled_width(pipe.unet)
+            else GraphUNet(*given)
+        )
 
     def holds(self, model: Any) -> bool:
         """Whether the graphs are of this model and of the weights that it has now."""
@@ -91,10 +102,10 @@ class GraphRunner:
             warnings.warn("the weights are not those of the graph: PyTorch paints", stacklevel=2)
         return same
 
-    def embed(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Token ids (B, N) to embeddings (B, N, D)."""
-        if mask is not None or not self.holds(encoder):
-            return encoder(ids, attention_mask=mask)[0]
+    def embed(self, encoders: Sequence[Any], ids: Tensor, plain: Callable[[], Tensor]) -> Tensor:
+        """Token ids (B, N) to embeddings (B, N, D); ``plain`` does it in PyTorch."""
+        if not all(map(self.holds, encoders)):
+            return plain()
         return torch.from_numpy(self.graphs.encode_text(ids.cpu().numpy()))
 
     def image(self, vae: Any, z: Tensor, decode: Callable[..., Tensor]) -> Tensor:

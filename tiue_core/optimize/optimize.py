@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..core.arguments import whole
 from ..core.one_pass import one_pass
+from ..core.packed import extra_rows, split
 from ..core.unet import SplitUNet
 from ..export.write import export_set, weights_hash
-from ..shared import SharedUNet
+from ..shared import SharedUNet, shared
 from ..shared.doubling import double_cheaply, double_plainly
 from ..shared.measure import Times, clock
 from . import cache, cpu, engines, packed
@@ -78,10 +79,10 @@ def optimize(
     on_cpu = pipe.unet.device.type == "cpu"
     if on_cpu:
         cpu.keep_pages()
-    before = plan.seconds("as it is", SplitUNet(pipe.unet))
+    before = plan.seconds("as it is", plan.plain())
     if layout is None:
         _lay_out(pipe, "channels_last")
-        last = plan.seconds("channels last", SplitUNet(pipe.unet))
+        last = plan.seconds("channels last", plan.plain())
         layout = "channels_last" if last < before else "contiguous"
     _lay_out(pipe, layout)
     made = Optimized(
@@ -137,7 +138,7 @@ def _no_graph(pipe: Any) -> str:
         return "the models are on a GPU"
     if pipe.unet.dtype != torch.float32:
         return "the models are not in float32"
-    if pipe.added_conditions or getattr(pipe.text_encoder.config, "use_attention_mask", False):
+    if getattr(pipe.text_encoder.config, "use_attention_mask", False):
         return "a student of this layout has no graph"
     return ""
 
@@ -171,13 +172,15 @@ class Optimized:
         self.models = (pipe.unet, pipe.vae)
         self.pack, self.compile = pack, compile
         self.graphs = Graphs() if graphs else None
-        self.unet: SplitUNet = SplitUNet(pipe.unet)
+        self.unet: SplitUNet = split(pipe.unet, pipe.vae_scale_factor)
         self.parts: Times = {}
         self.seconds = (0.0, 0.0)  # before and after, for the UNet
         self._watches = [Watch(model) for model in self.models]
         self._seen: list[tuple] = []
         if savings:
-            self.unet = SharedUNet(pipe.unet, prepare=self._prepare, run=self._run)
+            self.unet = shared(
+                pipe.unet, pipe.vae_scale_factor, prepare=self._prepare, run=self._run
+            )
             double_cheaply(pipe.vae)
         encoder = (*pipe.unet.down_blocks, pipe.unet.mid_block)
         for block in encoder if savings else (*encoder, *pipe.unet.up_blocks):
@@ -195,9 +198,9 @@ class Optimized:
             for module in model.modules():
                 module._compiled_call_impl = None
 
-    def embed(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def embed(self, encoders: Sequence[Any], ids: Tensor, plain: Callable[[], Tensor]) -> Tensor:
         """Token ids (B, N) to embeddings (B, N, D)."""
-        return encoder(ids, attention_mask=mask)[0]
+        return plain()
 
     def image(self, vae: Any, z: Tensor, decode: Callable[..., Tensor]) -> Tensor:
         """z (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
@@ -232,10 +235,13 @@ class _Trial:
         self.progress = progress or (lambda done, total, what: None)
         unet, shape = pipe.unet, pipe._latent_shape(width, height, None, B)
         like = {"device": unet.device, "dtype": unet.dtype}
-        tokens = pipe.text_encoder.config.max_position_embeddings
+        tokens = pipe.text_encoder.config.max_position_embeddings + extra_rows(unet)
         self.noise = torch.randn((B, *shape), **like)
         self.prompts = torch.randn((B, tokens, unet.config.cross_attention_dim), **like)
         self.schedule = pipe.schedule()
+
+    def plain(self) -> SplitUNet:
+        return split(self.pipe.unet, self.pipe.vae_scale_factor)
 
     def say(self, what: str) -> None:
         self.progress(self.done, 4, what)

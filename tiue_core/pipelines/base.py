@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from ..core.arguments import (
 from ..core.guidance import guide
 from ..core.noise import draw_noise
 from ..core.one_pass import one_pass
+from ..core.packed import ADDED, split
 from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import graph_runner, optimize
@@ -49,7 +50,6 @@ from ..students.resolve import find
 from ..students.single_file import read_single_file
 from ..students.vocabulary import Vocabulary, size_note
 from .memory import in_batches
-from .packed import ADDED
 from .text import check_precision, token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
 from .vae import decode
@@ -178,7 +178,7 @@ class TiuePipeline(
         """The UNet in its two halves, faster where ``optimize`` was called."""
         if self._optimized is not None and self._optimized.unet.unet is self.unet:
             return self._optimized.unet
-        return SplitUNet(self.unet)
+        return split(self.unet, self.vae_scale_factor)
 
     @torch.no_grad()
     def optimize(self, engine: str = "auto", **options: Any) -> TiuePipeline:
@@ -367,11 +367,16 @@ class TiuePipeline(
             tokens = tokenize(self.tokenizer, batch, limit).to(self._execution_device)
             masked = getattr(self.text_encoder.config, "use_attention_mask", False)
             mask = tokens.attention_mask if masked else None
-            if self._optimized is not None:
-                embeds.append(self._optimized.embed(self.text_encoder, tokens.input_ids, mask))
-            else:
-                embeds.append(self.text_encoder(tokens.input_ids, attention_mask=mask)[0])
+            run = partial(self.text_encoder, tokens.input_ids, attention_mask=mask)
+            plain = partial(_first, run)
+            embeds.append(plain() if masked else self._embed(tokens.input_ids, plain))
         return torch.cat(embeds)
+
+    def _embed(self, ids: Tensor, plain: Callable[[], Tensor]) -> Tensor:
+        """What ``plain`` answers of the first tokenizer's ids, or an engine in its place."""
+        if self._optimized is None:
+            return plain()
+        return self._optimized.embed(self._text_encoders(), ids, plain)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -477,6 +482,10 @@ def _check_unet(unet: Any, added: str | None = None) -> None:
             "student is given none: paint with --system lcm"
         )
     SplitUNet(unet)
+
+
+def _first(run: Callable[[], Any]) -> Tensor:
+    return run()[0]
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,16 @@ from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ..core.packed import ADDED, encode_ids
 from ..core.schedule import STEPS
-from ..core.unet import SplitUNet
 from .base import TiuePipeline
-from .packed import ADDED, PackedUNet, encode_ids
 from .text import tokenize
 
 
 class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: ignore[misc]
     """A one-pass student in SDXL's layout. Loaded, saved and called as ``TiuePipeline``.
 
-    An empty prompt is all zeros, as SDXL learned it. No savings of ``optimize`` apply to the UNet.
+    An empty prompt is all zeros, as SDXL learned it.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"  # type: ignore[assignment]
@@ -52,10 +52,6 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
         self._merged.clear()
         super().fuse_lora(*arguments, **options)
 
-    @property
-    def split_unet(self) -> SplitUNet:
-        return PackedUNet(self.unet, self.vae_scale_factor)
-
     def _tokenizers(self) -> list[Any]:
         return [self.tokenizer, self.tokenizer_2]
 
@@ -72,5 +68,6 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
             )
             zeros = self.config["force_zeros_for_empty_prompt"]
             blank = torch.tensor([zeros and not text for text in batch])
-            packed.append(encode_ids(self.text_encoder, self.text_encoder_2, one, two, blank))
+            encoders = self.text_encoder, self.text_encoder_2
+            packed.append(self._embed(one, partial(encode_ids, *encoders, one, two, blank)))
         return torch.cat(packed)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.packed import encode_ids
 from ..errors import TiueError
-from .packed import encode_ids
 
 
 def token_limit(tokenizer: Any, text_encoder: Any) -> int:

@@ -15,6 +15,6 @@ a ``SplitUNet`` stands. Where a layer carries something that cannot be looked th
 replaced forward, FreeU, an adapter other than LoRA) that layer runs as it is, and says so once.
 """
 
-from .unet import SharedUNet
+from .unet import SharedUNet, shared
 
-__all__ = ["SharedUNet"]
+__all__ = ["SharedUNet", "shared"]

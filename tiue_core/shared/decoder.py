@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         self.output = made("output", Output, PlainOutput, unet)
 
     def table(self, temb: Tensor) -> list[Tensor]:
-        """(d): of the time embeddings (K, D), what each ResNet takes."""
+        """(d): of the time embeddings (K, D) or (B, K, D), what each ResNet takes."""
         return [part.project(temb) for part in self.parts() if isinstance(part, PlainResnet)]
 
     def forward(

@@ -42,7 +42,7 @@ def times(
     Args:
         decoder: with the savings in question.
         features: of B images.
-        temb: (K, D), the time embeddings.
+        temb: (K, D) or (B, K, D), the time embeddings.
         context: (B, N, D), the prompts.
         repeats: runs of each, of which the fastest counts.
     """

@@ -38,7 +38,7 @@ class PlainResnet(nn.Module):
         self.resnet = resnet
 
     def project(self, temb: Tensor) -> Tensor:
-        """What ``forward`` takes of the time embedding (K, D)."""
+        """What ``forward`` takes of the time embedding: (K, D), or (B, K, D), each image's."""
         return temb
 
     def share(self, skip: Tensor) -> Any:
@@ -51,9 +51,9 @@ class PlainResnet(nn.Module):
 
     def forward(self, h: Tensor, shared: Any, temb: Tensor) -> Tensor:
         """(B * k, C, H, W) to (B * K, C', H, W)."""
-        B, K = len(shared), len(temb)
+        B, K = len(shared), temb.shape[-2]
         x = torch.cat([spread(h, B, K), spread(shared, B, K)], 1)
-        return self.resnet(x, temb.repeat(B, 1))
+        return self.resnet(x, temb.expand(B, -1, -1).flatten(0, 1))
 
     def watched(self) -> list[nn.Module]:
         """Modules that are not called, but read: on a change, this part must be made again."""
@@ -87,7 +87,7 @@ class Resnet(PlainResnet):
         self.skip_shortcut = Conv(weight[:, h_channels:], bias, 0, like=weight)
 
     def project(self, temb: Tensor) -> Tensor:
-        """The time embedding in this ResNet's channels, (K, C'): an entry of the table (d)."""
+        """The time embedding in this ResNet's channels, (..., K, C'): an entry of the table (d)."""
         skip_act = self.resnet.skip_time_act
         return self.resnet.time_emb_proj(temb if skip_act else F.silu(temb))
 
@@ -108,7 +108,7 @@ class Resnet(PlainResnet):
         x = torch.cat([h, spread(edge, B, len(h) // B)], 1) if edge.shape[1] else h
         weight, bias = norm.weight[: self.own], norm.bias[: self.own]
         y = self.h_conv(F.silu(F.group_norm(x, self.own_groups, weight, bias, norm.eps)))
-        y = _by_image(y, B).add_(y_skip[:, None]) + temb[:, :, None, None]  # (B, K, C', H, W)
+        y = _by_image(y, B).add_(y_skip[:, None]) + temb[..., None, None]  # (B, K, C', H, W)
         y = resnet.conv2(F.silu(resnet.norm2(y.flatten(0, 1))))
         x = _by_image(self.h_shortcut(h), B).add_(x_skip[:, None])
         out = (_by_image(y, B).add_(x)).flatten(0, 1)

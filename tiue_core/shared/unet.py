@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from ..core.packed import ADDED, PackedUNet, pooled_width, unpack
 from ..core.unet import Features, SplitUNet, unet_call_context
 from .decoder import PARTS, Decoder
 from .exact import NotUnderstoodError
@@ -23,7 +24,7 @@ class SharedUNet(SplitUNet):
 
     Weights may change and LoRAs come and go between calls: what is derived from them (halves of
     convolutions, 2x2 kernels, time embeddings) is then derived again. With gradients, with
-    conditions other than a prompt, or offloaded, the plain path runs, and says so once.
+    conditions other than a prompt and SDXL's, or offloaded, the plain path runs, and says so once.
 
     Args:
         unet: a diffusers ``UNet2DConditionModel``.
@@ -55,13 +56,14 @@ class SharedUNet(SplitUNet):
         one = not isinstance(timestep, Tensor) or timestep.ndim == 0
         if not one or self._unfit(noise, prompt_embeds, conditions) is not None:
             return super().encode(noise, timestep, prompt_embeds, **conditions)
+        added = conditions.get("added_cond_kwargs")
         with unet_call_context(self.unet, conditions, noise.shape[-2:]):
             try:
                 self.decoder()  # clears the tables if they are out of date
             except NotUnderstoodError:
                 return super().encode(noise, timestep, prompt_embeds, **conditions)
             h = noise.to(self.unet.dtype)
-            temb = self._embedding((int(timestep),), h).expand(len(h), -1)
+            temb = self._embedding((int(timestep),), h, added).expand(len(h), 1, -1)[:, 0]
             mid, *skips = self.run(self._halfway, h, temb, prompt_embeds.to(h.dtype))
         return Features(mid=mid, skips=tuple(skips), size=(noise.shape[-2], noise.shape[-1]))
 
@@ -84,7 +86,8 @@ class SharedUNet(SplitUNet):
         if reason is None:
             try:
                 with unet_call_context(self.unet, conditions, features.size):
-                    return self._thrifty(features, timesteps, prompt_embeds, chunk, weights)
+                    added = conditions.get("added_cond_kwargs")
+                    return self._thrifty(features, timesteps, prompt_embeds, chunk, weights, added)
             except NotUnderstoodError as error:
                 reason = str(error)
         self._say(f"{reason}: the decoders run without savings")
@@ -108,14 +111,19 @@ class SharedUNet(SplitUNet):
         return self._decoder
 
     def measure(
-        self, features: Features, timesteps: Sequence[int], prompt_embeds: Tensor, repeats: int = 3
+        self,
+        features: Features,
+        timesteps: Sequence[int],
+        prompt_embeds: Tensor,
+        repeats: int = 3,
+        added_cond_kwargs: dict[str, Any] | None = None,
     ) -> Times:
         """Run every part both ways, and from now on without the savings that do not pay.
 
         Returns:
             Seconds with and without its saving, for every part.
         """
-        temb = self._embedding(tuple(timesteps), features.mid)
+        temb = self._embedding(tuple(timesteps), features.mid, added_cond_kwargs)
         found = times(self.decoder(), features, temb, prompt_embeds, repeats)
         self.without |= not_worth_it(found)
         self._decoder = None
@@ -145,6 +153,7 @@ class SharedUNet(SplitUNet):
         prompt_embeds: Tensor,
         chunk: int | None,
         weights: Tensor | None,
+        added: dict[str, Any] | None,
     ) -> Tensor:
         decoder, K, mid = self.decoder(), len(timesteps), features.mid
         chunk = K if chunk is None else chunk
@@ -153,25 +162,36 @@ class SharedUNet(SplitUNet):
         weights = None if weights is None else weights.to(mid.device)
         done = []
         for part in (slice(first, first + chunk) for first in range(0, K, chunk)):
-            table = self._table(decoder, tuple(steps[part]), mid)
+            table = self._table(decoder, tuple(steps[part]), mid, added)
             some = None if weights is None else weights[part]
             done.append(self.run(decoder.forward, mid, features.skips, table, context, some))
         if len(done) == 1:
             return done[0]
         return torch.cat(done) if weights is None else torch.stack(done).sum(0)
 
-    def _embedding(self, timesteps: tuple[int, ...], like: Tensor) -> Tensor:
-        """(K, D), after the activation if the UNet has one."""
-        key = ("embedding", timesteps, like.dtype, like.device)
+    def _embedding(
+        self, timesteps: tuple[int, ...], like: Tensor, added: dict[str, Any] | None = None
+    ) -> Tensor:
+        """(K, D), after the activation if the UNet has one; with SDXL's conditions, which are one
+        image's own, (B, K, D)."""
+        key, unet = ("embedding", timesteps, like.dtype, like.device), self.unet
         if key not in self._tables:
-            unet = self.unet
             times = torch.tensor(timesteps, device=like.device)
-            temb = unet.time_embedding(unet.time_proj(times).to(like.dtype))
-            act = unet.time_embed_act
-            self._tables[key] = temb if act is None else act(temb)
-        return self._tables[key]
+            self._tables[key] = unet.time_embedding(unet.time_proj(times).to(like.dtype))
+        temb, act = self._tables[key], unet.time_embed_act
+        if added is not None:
+            temb = temb + unet.get_aug_embed(temb, None, added)[:, None]
+        return temb if act is None else act(temb)
 
-    def _table(self, decoder: Decoder, timesteps: tuple[int, ...], like: Tensor) -> list[Tensor]:
+    def _table(
+        self,
+        decoder: Decoder,
+        timesteps: tuple[int, ...],
+        like: Tensor,
+        added: dict[str, Any] | None,
+    ) -> list[Tensor]:
+        if added is not None:  # another prompt, another table
+            return decoder.table(self._embedding(timesteps, like, added))
         key = ("table", timesteps, like.dtype, like.device)
         if key not in self._tables:
             self._tables[key] = decoder.table(self._embedding(timesteps, like))
@@ -184,7 +204,11 @@ class SharedUNet(SplitUNet):
         given = [name for name in given if name != "cross_attention_kwargs"]
         given += [name for name in attention if name != "scale"]
         unet, config = self.unet, self.unet.config
-        embeds = ("class_embed_type", "addition_embed_type", "num_class_embeds")
+        embeds = ["class_embed_type", "num_class_embeds"]
+        if config.addition_embed_type == ADDED and "added_cond_kwargs" in given:
+            given.remove("added_cond_kwargs")
+        else:
+            embeds.append("addition_embed_type")
         if given:
             return f"with {', '.join(given)}"
         if torch.is_grad_enabled():
@@ -203,6 +227,29 @@ class SharedUNet(SplitUNet):
         if text not in self._said:
             self._said.add(text)
             warnings.warn(text, stacklevel=2)
+
+
+class SharedPackedUNet(PackedUNet, SharedUNet):
+    """The same for SDXL's UNet and a packed prompt."""
+
+    def measure(
+        self,
+        features: Features,
+        timesteps: Sequence[int],
+        prompt_embeds: Tensor,
+        repeats: int = 3,
+        added_cond_kwargs: dict[str, Any] | None = None,
+    ) -> Times:
+        """As ``SharedUNet.measure``; the conditions are in the prompt."""
+        embeds, added = unpack(self.unet, prompt_embeds, features.size, self.factor)
+        return super().measure(features, timesteps, embeds, repeats, added)
+
+
+def shared(unet: Any, factor: int, **options: Any) -> SharedUNet:
+    """A ``SharedUNet`` for either kind of UNet; ``factor`` is pixels a latent."""
+    if pooled_width(unet):
+        return SharedPackedUNet(unet, factor, **options)
+    return SharedUNet(unet, **options)
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:

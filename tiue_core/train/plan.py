@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.forward_process import Noising
-from ..pipelines.packed import extra_rows
+from ..core.packed import extra_rows
 from ..shared.measure import matmul_rate
 from .pairs import Pairs
 from .real_images import RealImages

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...core.forward_process import Noising
+from ...core.packed import extra_rows, take_packed
 from ..pairs import Pairs
 from ..recipe import LoraRecipe
 from ..rehearsal import Live, default_dtype
@@ -49,7 +50,8 @@ def estimate(recipe: LoraRecipe, pipeline: Any, sides: list[tuple[int, int]]) ->
     """
     unet = pipeline.unet
     dtype = unet.dtype
-    others = sum(_bytes(model) for model in (pipeline.vae, pipeline.text_encoder))
+    second = getattr(pipeline, "text_encoder_2", None)
+    others = sum(_bytes(model) for model in (pipeline.vae, pipeline.text_encoder, second))
     one = sum(p.numel() for p in unet.parameters()) * dtype.itemsize
     ways: list[bool] = [True] + [False] * (recipe.method != "transfer")
     peak = max(_peak(recipe, pipeline, sides, dtype, first) for first in ways)
@@ -77,8 +79,8 @@ def _peak(
     first: bool,
 ) -> int:
     config, kind = dict(pipeline.unet.config), type(pipeline.unet)
-    length = pipeline.tokenizer.model_max_length
-    width = pipeline.text_encoder.config.hidden_size
+    length = pipeline.tokenizer.model_max_length + extra_rows(pipeline.unet)
+    width = pipeline.unet.config.cross_attention_dim
     size, factor = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
     shape = (config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size)))
     schedule, batch = pipeline.schedule(), recipe.batch_size
@@ -86,12 +88,13 @@ def _peak(
         student, teacher = kind.from_config(config), kind.from_config(config)
     for unet in (student, teacher):
         unet.requires_grad_(False)
+    take_packed(teacher, factor)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         embeds = torch.zeros(batch, length, width)
         latents = torch.zeros(batch, *shape)
         w, h = max(sides, key=lambda side: side[0] * side[1])
         parts = Parts(
-            pipeline=SimpleNamespace(unet=student),
+            pipeline=SimpleNamespace(unet=student, vae_scale_factor=factor),
             teacher=teacher,
             schedule=schedule,
             noising=Noising(torch.zeros(1000)),
@@ -125,9 +128,7 @@ def _stage(recipe: LoraRecipe, parts: Parts, first: bool) -> Stage:
     stage._rows = lambda total, generator, count=None: torch.arange(count or recipe.batch_size)
     stage._group = lambda generator: parts.groups[0]
     if not first:
-        from ...core.unet import SplitUNet
-
-        stage.split = SplitUNet(stage.unet)
+        stage.split = parts.halves
         noise = torch.zeros(recipe.batch_size, *parts.shape)
         stage.pairs = Pairs(torch.arange(recipe.batch_size), noise, noise)
     return stage

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ...core.forward_process import Noising
 from ...core.noise import draw_noise
+from ...core.packed import split, take_packed
 from ...core.schedule import OneWaySchedule
+from ...core.unet import SplitUNet
 from ...errors import TiueError
 from ...pipelines.vae import encode_mean
 from ..recipe import LoraRecipe
@@ -61,6 +63,11 @@ class Parts:
     def student(self) -> Any:
         return self.pipeline.unet
 
+    @property
+    def halves(self) -> SplitUNet:
+        """The student's encoder and decoder, plainly."""
+        return split(self.student, self.pipeline.vae_scale_factor)
+
 
 @torch.no_grad()
 def make_parts(
@@ -68,8 +75,9 @@ def make_parts(
 ) -> Parts:
     """Encode what there is to encode; ``folder`` keeps what is dear to make again."""
     unet = pipeline.unet
-    for model in (unet, teacher, pipeline.vae, pipeline.text_encoder):
+    for model in (unet, teacher, pipeline.vae, *pipeline._text_encoders()):
         model.eval().requires_grad_(False)
+    take_packed(teacher, pipeline.vae_scale_factor)
     device = pipeline._execution_device
     captions = list(dict.fromkeys(pictures.captions))
     embeds = pipeline.encode_prompt(captions).float()

@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...core.noise import draw_noise
-from ...core.unet import SplitUNet
 from ...errors import TiueError
 from ...io.files import read_header
-from ...pipelines.text import tokenize
+from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
 from ..grids import grid
 from ..loop import (
@@ -126,9 +125,7 @@ class Stage(Task):
         context = torch.cat(embeds)
         noise = draw_noise(range(len(context)), parts.shape).to(context.device)
         with self._on_student():
-            _, latents = one_pass_of(
-                self.accelerator, SplitUNet(parts.student), parts.schedule, noise, context
-            )
+            _, latents = one_pass_of(self.accelerator, parts.halves, parts.schedule, noise, context)
         return grid(decode(parts.pipeline.vae, latents).float(), columns=half)
 
     def _on_student(self) -> Any:
@@ -232,17 +229,15 @@ class StudentStage(Stage):
 
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
-        self.split = SplitUNet(self.unet)
+        self.split = self.parts.halves
         if self.paired:
             recipe, parts = self.recipe, self.parts
             pipe = parts.pipeline
             self.pairs = teacher_pairs(
                 self.folder / "pairs",
-                SimpleNamespace(
-                    unet=parts.teacher, text_encoder=pipe.text_encoder, scheduler=pipe.scheduler
-                ),
-                tokenize(pipe.tokenizer, parts.captions).input_ids,
-                tokenize(pipe.tokenizer, [""]).input_ids,
+                SimpleNamespace(**{**pipe.components, "unet": parts.teacher}, config=pipe.config),
+                token_ids(pipe, parts.captions),
+                token_ids(pipe, [""]),
                 parts.shape,
                 accelerator,
                 Wanted(

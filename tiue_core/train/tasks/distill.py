@@ -29,10 +29,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...core.forward_process import Noising, ddim_loop, guided, sequential
+from ...core.packed import extra_rows, split, take_packed
 from ...core.schedule import OneWaySchedule
 from ...core.unet import SplitUNet
 from ...pipelines.base import TiuePipeline
-from ...pipelines.packed import extra_rows, split, take_packed
 from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
 from ...students.models import load_model

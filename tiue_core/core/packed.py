@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.unet import Features, SplitUNet
+from .unet import Features, SplitUNet
 
 ADDED = "text_time"  #: what diffusers calls a UNet with these two conditions
 IDS = 6
@@ -49,17 +49,22 @@ def unpack(
     """Prompt embeddings and ``added_cond_kwargs``; ``size`` (h, w) of the latents."""
     rows = extra_rows(unet)
     pooled = packed[:, -rows:].flatten(1)[:, : pooled_width(unet)]
-    h, w = (side * factor for side in size)
-    ids = torch.tensor([h, w, 0, 0, h, w], device=packed.device, dtype=packed.dtype)
+    one = packed.new_ones(())  # by multiplication, so that a traced size stays free
+    h, w = (one * (side * factor) for side in size)
+    ids = torch.stack([h, w, 0 * one, 0 * one, h, w])
     added = {"text_embeds": pooled, "time_ids": ids.expand(len(packed), -1)}
     return packed[:, :-rows], added
 
 
 class PackedUNet(SplitUNet):
-    """SDXL's UNet as an encoder and a decoder that take a packed prompt."""
+    """SDXL's UNet as an encoder and a decoder that take a packed prompt.
 
-    def __init__(self, unet: Any, factor: int) -> None:
-        super().__init__(unet)
+    Over another kind of ``SplitUNet`` it takes a packed prompt to that: ``class Both(PackedUNet,
+    Other)``.
+    """
+
+    def __init__(self, unet: Any, factor: int, **options: Any) -> None:
+        super().__init__(unet, **options)
         self.factor = factor
 
     def encode(
@@ -98,6 +103,10 @@ def encode_ids(first: Any, second: Any, ids: Tensor, second_ids: Tensor, blank: 
     side, and the second encoder's projection; zeros where ``blank`` (B,), as SDXL has learned."""
     one = first(ids, output_hidden_states=True)
     two = second(second_ids, output_hidden_states=True)
-    prompt_embeds = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
-    packed = pack(prompt_embeds, two.text_embeds)
+    return joined(one.hidden_states[-2], two.hidden_states[-2], two.text_embeds, blank)
+
+
+def joined(one: Tensor, two: Tensor, pooled: Tensor, blank: Tensor) -> Tensor:
+    """Both encoders' states (B, N, D1) and (B, N, D2), and the pooled text (B, P), as packed."""
+    packed = pack(torch.cat([one, two], dim=-1), pooled)
     return packed.masked_fill(blank.to(packed.device)[:, None, None], 0)
