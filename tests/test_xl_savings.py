@@ -111,6 +111,7 @@ def test_generate_and_batch_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(read_metadata(pictures[2])["timesteps"]) == 4
 
 
+@pytest.mark.slow
 def test_a_graph_paints_what_the_pipeline_paints(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
