@@ -59,8 +59,8 @@ class TextEncoders(nn.Module):
         second = torch.where(place > last[:, None], self.pad, input_ids)
         blank = (last == 1) if self.zeros else torch.zeros_like(last, dtype=torch.bool)
         one, two = self.first(input_ids), self.second(second)
-        states = (x.last_hidden_state.chunk(2, -1)[0] for x in (one, two))
-        return joined(*states, two.text_embeds, blank)
+        first, last = (x.last_hidden_state.chunk(2, -1)[0] for x in (one, two))
+        return joined(first, last, two.text_embeds, blank)
 
 
 def _with_states(encoder: nn.Module) -> Any:
