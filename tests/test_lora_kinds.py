@@ -196,3 +196,24 @@ def test_diffusers_own_metadata(student: Path, tmp_path: Path, options: dict[str
     wanted, ours = paint(theirs), students.load(student, device="cpu")
     load_loras(ours, [Lora(tmp_path / "pytorch_lora_weights.safetensors")])
     assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("layers", [["q"], ["k", "v"], ["v", "out"]], ids="".join)
+def test_any_of_a_text_encoders_attention(student: Path, tmp_path: Path, layers: list[str]) -> None:
+    """diffusers knows kohya's names by out_proj, and leaves the others out where there is none."""
+    torch.manual_seed(2)
+    pipe, tensors = students.load(student, device="cpu"), {}
+    encoder = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
+    before = paint(pipe)
+    for layer in layers:
+        weight = encoder.get_submodule(f"encoder.layers.0.self_attn.{layer}_proj").weight.data
+        down, up = torch.randn(2, weight.shape[1]), 0.3 * torch.randn(weight.shape[0], 2)
+        weight += 1.5 / 2 * up @ down
+        name = f"lora_te_text_model_encoder_layers_0_self_attn_{layer}_proj"
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, tmp_path / "a.safetensors")
+    wanted, ours = paint(pipe), students.load(student, device="cpu")
+    load_loras(ours, [Lora(tmp_path / "a.safetensors")])
+    assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (wanted - before).abs().max() > 1e-4

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash, read_header, tensors_hash
-from .lora_names import MATRIX, in_shape, of_peft
+from .lora_names import MATRIX, in_shape, of_peft, recognisable
 from .models import read_tensors
 
 
@@ -96,7 +96,7 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
 
 def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
     """Have diffusers load one file as adapter `name`, all of it."""
-    tensors = in_shape(pipe, of_peft(pipe, tensors, path))
+    tensors = in_shape(pipe, of_peft(pipe, recognisable(tensors), path))
     layers = _check_fit(pipe, path, tensors)
     try:
         with warnings.catch_warnings():  # peft warns of a second adapter, which is meant

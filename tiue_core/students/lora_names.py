@@ -13,8 +13,30 @@ from .folder import read_json
 from .original import unet_layers
 
 _UP = re.compile(r"\.(lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
+_ATTENTION = re.compile(
+    r"(lora_te[12]?_)(.+_self_attn_)([qkv]|out)_proj\.lora_down\.weight"
+).fullmatch
 _PEFT = "base_model.model."
 MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|up))\.weight$")
+
+
+def recognisable(tensors: dict[str, Any]) -> dict[str, Any]:
+    """kohya's names of a text encoder's attention, which diffusers knows by its ``out_proj`` and
+    drops without: one of zeros is added where a file has none."""
+    has, first = set(), {}
+    for name, tensor in tensors.items():
+        if match := _ATTENTION(name):
+            if match[3] == "out":
+                has.add(match[1])
+            else:
+                first.setdefault(match[1], (f"{match[1]}{match[2]}out_proj", tensor))
+    found = dict(tensors)
+    for prefix, (layer, down) in first.items():
+        if prefix not in has:
+            width = down.shape[-1]
+            found[f"{layer}.lora_down.weight"] = down.new_zeros(1, width)
+            found[f"{layer}.lora_up.weight"] = down.new_zeros(width, 1)
+    return found
 
 
 def of_peft(pipe: Any, tensors: dict[str, Any], path: Path) -> dict[str, Any]:
