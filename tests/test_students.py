@@ -611,3 +611,11 @@ def test_arguments_count_for_single_files_too(sd15: Path, tmp_path: Path) -> Non
     del tensors["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
     save_file({k: v.contiguous() for k, v in tensors.items()}, file)
     assert "final_layer_norm.weight" in refused(students.load, file, device="cpu", base=sd15)
+
+
+def test_an_sdxl_checkpoint_is_refused(sd15: Path, tmp_path: Path) -> None:
+    tensors = helpers.single_file_tensors(sd15)
+    tensors["model.diffusion_model.label_emb.0.0.weight"] = torch.zeros(32, 80)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "xl.safetensors")
+    message = refused(students.load, tmp_path / "xl.safetensors", device="cpu", base=sd15)
+    assert "SDXL's sizes beside the prompt" in message

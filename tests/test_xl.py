@@ -114,6 +114,13 @@ def test_a_folder_that_lacks_the_second_encoder_is_one_line(folder: Path) -> Non
     assert "\n" not in str(error.value)
 
 
+def test_the_hosts_own_models_do_not_hold_it(pipe: Any) -> None:
+    from tiue_core.students.ldm_config import unet_config
+
+    with pytest.raises(ValueError, match=r"ComfyUI's and Forge's .* added conditions \(SDXL\)"):
+        unet_config(pipe.unet.config)
+
+
 EVERY_TERM = {"pairs": 4, "pair_steps": 2, "regression": 1.0, "adversarial": 0.1, "perceptual": 0.5}
 
 
