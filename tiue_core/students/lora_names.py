@@ -23,7 +23,8 @@ MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|u
 def recognisable(tensors: dict[str, Any]) -> dict[str, Any]:
     """kohya's names of a text encoder's attention, which diffusers knows by its ``out_proj`` and
     drops without: one of zeros is added where a file has none."""
-    has, first = set(), {}
+    has: set[str] = set()
+    first: dict[str, tuple[str, Any]] = {}
     for name, tensor in tensors.items():
         if match := _ATTENTION(name):
             if match[3] == "out":
