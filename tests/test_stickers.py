@@ -99,6 +99,25 @@ def test_right_wants_all_asked_things_among_the_likeliest() -> None:
     hits, grounds = right((things, background), (wanted, torch.tensor([0, 1, 1])))
     assert hits.tolist() == [True, False, True]
     assert grounds.tolist() == [True, False, True]
+    nothing, _ = right((things - 4, background), (wanted, torch.tensor([0, 1, 1])))
+    assert nothing.tolist() == [False, False, False]  # the likeliest of what is not there
+
+
+@font
+@pytest.mark.parametrize("way", ["smeared", "bent", "mingled"])
+def test_the_judge_finds_nothing_in_spoiled_scenes(way: str) -> None:
+    from tiue_core.stickers.judge import Judge
+    from tiue_core.stickers.render import render_pool, to_unit
+    from tiue_core.train import spoil
+
+    judge = Judge.load()
+    world = World(judge.settings["kinds"], judge.settings["backgrounds"], pairs=0)
+    images = to_unit(render_pool(world, 128, 6))
+    small = torch.nn.functional.interpolate(images, (64, 64), mode="area")
+    bad = getattr(spoil, way)(small, torch.Generator().manual_seed(1))
+    assert bad.shape == small.shape and (bad - small).abs().mean() > 0.02
+    called = (judge(bad)[0] > 0).any(1).float().mean()
+    assert called < 0.3 < 0.9 < (judge(small)[0] > 0).any(1).float().mean()
 
 
 def test_tokenizer_has_a_token_for_words_of_the_world_and_takes_any_text(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The judge: a small classifier that says which things a picture shows and on which background.
 
-It learns from rendered scenes alone and never sees a generated picture. Its pooled features stand
+It learns from rendered scenes, and from the same spoiled (``train/spoil.py``), in which it is to
+find nothing; it never sees a generated picture. Its pooled features stand
 in for Inception's where Inception cannot be had (FID, precision, recall, density, coverage).
 """
 
@@ -89,12 +90,14 @@ def labels(world: World, scenes: list) -> tuple[torch.Tensor, torch.Tensor]:
 def right(
     logits: tuple[torch.Tensor, torch.Tensor], targets: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per picture: are the asked things (as many as were asked) the likeliest, is the background.
+    """Per picture: are the asked things there and the likeliest, is the background.
 
-    Returns two boolean tensors (N,).
+    A thing is there where its probability is above one half: the judge learned to find none in a
+    smudge, and then the likeliest is nothing. Returns two boolean tensors (N,).
     """
     (things, background), (wanted, wanted_background) = logits, targets
     asked = wanted.sum(1).long()
     ranks = things.argsort(1, descending=True).argsort(1)  # rank of every kind, 0 = likeliest
-    hits = ((ranks < asked[:, None]) & (wanted > 0)).sum(1) == asked
+    found = (ranks < asked[:, None]) & (things > 0)
+    hits = (found & (wanted > 0)).sum(1) == asked
     return hits, background.argmax(1) == wanted_background

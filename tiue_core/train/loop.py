@@ -25,6 +25,7 @@ from torch import nn
 
 from ..errors import TiueError
 from . import checkpoint
+from .muon import Muon, groups
 from .recipe import Recipe
 
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that this loop has not
@@ -111,6 +112,21 @@ def adam(
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
+
+
+def optimizer(
+    recipe: Recipe, modules: Iterable[nn.Module], *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all of the modules that learns."""
+    if recipe.optimizer == "muon":
+        return Muon(
+            groups(modules),
+            recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
+    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return adam(recipe, learned, fused=fused)
 
 
 def descend(

@@ -56,8 +56,10 @@ class Recipe(Strict):
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
     keep: int = Field(1, gt=0, description="checkpoints that stay; older ones go")
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="adamw8bit keeps its state in 8 bits (bitsandbytes)"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = Field(
+        "adamw",
+        description="adamw8bit keeps its state in 8 bits (bitsandbytes); muon is for networks "
+        "from scratch (autoencoder, judge, teacher)",
     )
 
 
@@ -75,6 +77,13 @@ class AutoencoderRecipe(Recipe):
         500, ge=0, description="first updates without sampled latents and without the KL term"
     )
     freeze_encoder: bool = Field(False, description="train the decoder alone")
+    equivariance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of updates whose latents are halved in size and decoded to the scene "
+        "halved (EQ-VAE, arXiv:2502.09509): latents that a diffusion model learns sooner",
+    )
     latent_noise: float = Field(
         0.0,
         ge=0,
@@ -103,6 +112,9 @@ class JudgeRecipe(Recipe):
     world: WorldConfig = WorldConfig()
     channels: tuple[int, ...] = (32, 48, 64, 96)
     pool: int = 12000
+    spoiled: float = Field(
+        0.0, ge=0, lt=1, description="share of a batch that is spoiled and shows nothing"
+    )
 
 
 class TeacherRecipe(Recipe):

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from ... import stickers
 from ...core.forward_process import Noising
@@ -23,7 +24,7 @@ from ...students.models import load_model
 from ..attention import written_out
 from ..critic import fool, tell_apart
 from ..grids import grid
-from ..loop import Task, adam, backward, descend, optimizer_step
+from ..loop import Task, adam, backward, descend, optimizer, optimizer_step
 from ..patches import PatchCritic, apart, edges
 from ..recipe import AutoencoderRecipe
 from ..widen import widened
@@ -54,8 +55,7 @@ class AutoencoderTask(Task):
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
         self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
-        learned = [p for p in self.vae.parameters() if p.requires_grad]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": adam(recipe, learned)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": optimizer(recipe, [self.vae])}
         if recipe.adversarial:
             self.modules = {**self.modules, "critic": PatchCritic()}
             learned = list(self.modules["critic"].parameters())
@@ -78,7 +78,11 @@ class AutoencoderTask(Task):
             self.noising = Noising.from_scheduler(self.teacher.scheduler).to(accelerator.device)
 
     def _forward(
-        self, images: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
+        self,
+        images: torch.Tensor,
+        noise: torch.Tensor,
+        generator: torch.Generator,
+        halved: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         mean, log_variance = self._moments(images).chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
@@ -86,6 +90,8 @@ class AutoencoderTask(Task):
         latents = mean + (torch.exp(0.5 * log_variance) + extra) * noise
         if self.teacher is not None:
             latents = self._smudged(latents, generator)
+        if halved:
+            latents = F.avg_pool2d(latents, 2)
         return self.vae.decoder(self.vae.post_quant_conv(latents)), mean, log_variance
 
     @torch.no_grad()
@@ -149,8 +155,11 @@ class AutoencoderTask(Task):
         warm = step < recipe.deterministic
         if warm:
             noise.zero_()
+        halved = bool(torch.rand((), generator=generator) < recipe.equivariance)
         with self.accelerator.autocast():
-            decoded, mean, log_variance = self._forward(images, noise, generator)
+            decoded, mean, log_variance = self._forward(images, noise, generator, halved)
+        if halved:
+            images = F.avg_pool2d(images, 2)
         decoded = decoded.float()
         error = decoded - images
         mse = error.square().mean()

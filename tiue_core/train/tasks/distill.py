@@ -49,7 +49,7 @@ from ..draws import (
 )
 from ..embeds import Embeds
 from ..grids import grid
-from ..loop import Task, adam, backward, optimizer_step
+from ..loop import Task, adam, backward, optimizer, optimizer_step
 from ..low_rank import give_adapters, write_adapters
 from ..pairs import Wanted, teacher_pairs
 from ..prompts import PromptTokens, load_prompts
@@ -103,7 +103,7 @@ class DistillTask(Task):
             self.teacher.enable_gradient_checkpointing()
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(recipe, _learned(student)),
+            "student": optimizer(recipe, [student]),
             "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
         }
         judged = recipe.validate_every and recipe.world is None  # by CLIP

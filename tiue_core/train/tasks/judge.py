@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from ...stickers.judge import Judge, labels, right
 from ...stickers.render import render_pool, to_unit
 from ...stickers.world import World
-from ..loop import Task, adam, descend
+from ..loop import Task, descend, optimizer
 from ..recipe import JudgeRecipe
+from ..spoil import spoiled
 
 logger = logging.getLogger("tiue.train")
 
 
 class JudgeTask(Task):
-    """Cross-entropy on things and background; blur and noise so that it looks at shapes."""
+    """Cross-entropy on things and background; a little blur and noise, and a part spoiled."""
 
     averaged = ("judge",)
 
@@ -31,7 +32,7 @@ class JudgeTask(Task):
         self.judge = Judge(len(self.world.kind_names), recipe.world.backgrounds, recipe.channels)
         self.modules: Mapping[str, nn.Module] = {"judge": self.judge}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "judge": adam(recipe, self.judge.parameters())
+            "judge": optimizer(recipe, [self.judge])
         }
         self.pool = render_pool(self.world, recipe.pool, recipe.seed)
         self.pool = F.interpolate(self.pool.float(), (64, 64), mode="area").round().byte()
@@ -54,16 +55,21 @@ class JudgeTask(Task):
         strength = 0.1 * torch.rand(len(rows), 1, 1, 1, generator=generator)
         images = images + strength * torch.randn(images.shape, generator=generator)
         wanted, background = self.things[rows].to(device), self.backgrounds[rows].to(device)
+        bad = round(self.recipe.spoiled * len(rows))
+        if bad:  # nothing is to be found in these; what their background is, nobody asks
+            images[:bad] = spoiled(images[:bad], generator)
+            wanted = torch.cat([torch.zeros_like(wanted[:bad]), wanted[bad:]])
         with self.accelerator.autocast():
             things, grounds = self.judge(images.to(device))
         loss = F.binary_cross_entropy_with_logits(things.float(), wanted) * wanted.shape[1]
-        loss = loss + F.cross_entropy(grounds.float(), background)
+        loss = loss + F.cross_entropy(grounds[bad:].float(), background[bad:])
         norm = descend(self.accelerator, self.optimizers["judge"], loss, self.recipe.grad_clip)
-        hits, grounds_right = right((things, grounds), (wanted, background))
+        hits, grounds_right = right((things[bad:], grounds[bad:]), (wanted[bad:], background[bad:]))
         return {
             "loss": loss.detach(),
             "things_right": hits.float().mean(),
             "background_right": grounds_right.float().mean(),
+            **({"spoiled_called": (things[:bad] > 0).any(1).float().mean()} if bad else {}),
             "grad_norm": norm,
         }
 

@@ -27,7 +27,7 @@ from ...stickers.words import make_tokenizer
 from ...stickers.world import Scene, World
 from ..attention import written_out
 from ..grids import grid
-from ..loop import Task, adam, descend
+from ..loop import Task, descend, optimizer
 from ..recipe import TeacherRecipe
 from .autoencoder import load_autoencoder
 
@@ -82,9 +82,8 @@ class TeacherTask(Task):
             "unet": self.unet,
             "text_encoder": self.text_encoder,
         }
-        learned = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "teacher": adam(recipe, learned, fused=True)
+            "teacher": optimizer(recipe, self.modules.values(), fused=True)
         }
         self.scheduler = DDIMScheduler(**SCHEDULER)
         self.empty = tokenize(self.tokenizer, [""]).input_ids
