@@ -1,0 +1,136 @@
+"""One picture of the miniature, from words to pixels, by every engine, and by another tree.
+
+    python benchmarks/engines.py                          # this tree
+    python benchmarks/engines.py --against ../before      # and the pipeline of that checkout
+    python benchmarks/engines.py --generate               # `tiue generate`, from the shell
+
+Each way lives in a process of its own and paints when it is told to, one after the other, so that
+what else the machine does falls on all alike. Medians; CPU seconds beside elapsed ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+PROMPT = "a cat on a blue background"
+
+
+def worker(engine: str) -> None:
+    """Paints a picture for every line of its input and answers with the seconds."""
+    from tiue_core import TiuePipeline
+
+    pipe = TiuePipeline.from_pretrained("stickers")
+    if engine != "pipeline":
+        pipe.optimize(engine)
+    for seed, _ in enumerate(sys.stdin):
+        began, used = time.perf_counter(), time.process_time()
+        pipe(PROMPT, seed=seed)
+        spent = time.perf_counter() - began, time.process_time() - used
+        print("\n" + json.dumps(spent), flush=True)
+
+
+class Painter:
+    """A worker in its own process, with the code of ``tree``."""
+
+    def __init__(self, name: str, tree: Path, engine: str):
+        self.name, self.spent = name, []  # type: ignore[var-annotated]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__, "--worker", engine],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tree)},
+            cwd=tree,
+        )
+
+    def paint(self) -> tuple[float, float]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("["):
+                elapsed, used = json.loads(line)
+                return elapsed, used
+        raise SystemExit(f"{self.name} ended: python {__file__} --worker shows why")
+
+
+def command(tree: Path) -> tuple[float, float]:
+    """`tiue generate` once, elapsed and CPU seconds; what it writes is thrown away."""
+    before, began = os.times(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "tiue_core",
+                "generate",
+                PROMPT,
+                "--out",
+                folder,
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(tree)},
+        )
+    elapsed, after = time.perf_counter() - began, os.times()
+    used = sum(after[2:4]) - sum(before[2:4])  # of the children
+    return elapsed, used
+
+
+def report(spent: dict[str, list[tuple[float, float]]]) -> None:
+    first = None
+    for name, pairs in spent.items():
+        elapsed, used = (statistics.median(column) for column in zip(*pairs, strict=True))
+        first = first or (elapsed, used)
+        print(
+            f"{name:28} {1e3 * elapsed:8.1f} ms {1e3 * used:8.1f} ms CPU "
+            f"{elapsed / first[0]:6.2f} {used / first[1]:6.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--against", type=Path, help="another checkout, measured first")
+    parser.add_argument("--engines", default="torch,onnxruntime,openvino")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--generate", action="store_true", help="the command, not the pipeline")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        return worker(given.worker)
+    trees = {"before": given.against.resolve()} if given.against else {}
+    if given.generate:
+        trees["tiue generate"] = HERE
+        for tree in trees.values():
+            command(tree)  # once for caches
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in trees}
+        for _ in range(given.rounds):
+            for name, tree in trees.items():
+                found[name].append(command(tree))
+        return report(found)
+    painters = [Painter(name, tree, "pipeline") for name, tree in trees.items()]
+    painters += [Painter(name, HERE, name) for name in ("pipeline", *given.engines.split(","))]
+    for _ in range(2):
+        for painter in painters:
+            painter.paint()
+    for _ in range(given.rounds):
+        for painter in painters:
+            painter.spent.append(painter.paint())
+    report({painter.name: painter.spent for painter in painters})
+
+
+if __name__ == "__main__":
+    main()
