@@ -72,3 +72,9 @@ def test_the_registry_finds_what_it_asks_for() -> None:
     assert [line for line in classifiers if line.startswith("Operating System ::")]
     assert [line for line in classifiers if line.startswith("Environment :: GPU ::")]
     assert whole["tool"]["comfy"]["PublisherId"] and whole["tool"]["comfy"]["DisplayName"]
+
+
+def test_one_folder_of_templates() -> None:
+    """ComfyUI serves each of these under one address, and the first of them answers for all."""
+    taken = {"example_workflows", "example", "examples", "workflow", "workflows"}
+    assert {path.name for path in ROOT.iterdir() if path.is_dir()} & taken == {"workflows"}

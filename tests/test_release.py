@@ -93,7 +93,7 @@ def test_wheel_and_sdist_are_built_and_installed(tmp_path: Path) -> None:
 
 
 def test_the_method_notebook_runs(tmp_path: Path) -> None:
-    notebook = json.loads((ROOT / "examples" / "method.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((ROOT / "docs" / "examples" / "method.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     (tmp_path / "method.py").write_text("\n".join(cells) + "\nimage.save('out.png')\n")
     run(sys.executable, "method.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -102,7 +102,7 @@ def test_the_method_notebook_runs(tmp_path: Path) -> None:
 
 
 def test_the_list_example_runs_and_resumes(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "list_to_folder.py"
+    script = ROOT / "docs" / "examples" / "list_to_folder.py"
     said = run(sys.executable, script, "pictures", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert said.rstrip().endswith("3 made in pictures")
     again = run(sys.executable, script, "pictures", cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -116,7 +116,7 @@ def test_the_lora_example_runs(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for shade in range(3):
         Image.new("RGB", (128, 128), (80 * shade, 40, 200)).save(tmp_path / f"mine/{shade}.png")
-    script, few = ROOT / "examples" / "lora.py", ("--steps", "1", "--student-steps", "1")
+    script, few = ROOT / "docs" / "examples" / "lora.py", ("--steps", "1", "--student-steps", "1")
     said = run(sys.executable, script, "mine", *few, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert said.rstrip().endswith("zorb.png") and (tmp_path / "zorb.safetensors").is_file()
 

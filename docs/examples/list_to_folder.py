@@ -1,6 +1,6 @@
 """A list of prompts to a folder of pictures, with the engine behind `tiue batch`.
 
-    python examples/list_to_folder.py [FOLDER]
+    python docs/examples/list_to_folder.py [FOLDER]
 
 A second run goes on where the first one stopped.
 """

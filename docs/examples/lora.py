@@ -1,6 +1,6 @@
 """A LoRA from pictures, and a picture with it: `tiue lora` and `--lora` from Python.
 
-    python examples/lora.py IMAGES [--steps N] [--student-steps N] [--out FILE.safetensors]
+    python docs/examples/lora.py IMAGES [--steps N] [--student-steps N] [--out FILE.safetensors]
 
 IMAGES is a folder of a dozen pictures of one thing. It resumes by itself, from `FILE-run`.
 """
