@@ -143,3 +143,29 @@ def test_a_folder_that_cannot_be_is_one_line(
     with pytest.raises(TiueError, match=words) as caught:
         captions_of(photos)
     assert "\n" not in str(caught.value)
+
+
+def test_a_student_inherits_what_another_learned(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its start is this teacher plus (a student minus the teacher that one was made from)."""
+    teacher = TiuePipeline.from_pretrained(settings["teacher"]).unet
+    torch.manual_seed(5)
+    before = small_unet(norm_num_groups=4, sample_size=16)
+    before.save_pretrained(tmp_path / "before")
+    heir = small_unet(norm_num_groups=4, sample_size=16)
+    heir.save_pretrained(tmp_path / "heir")
+    settings |= {"init": tmp_path / "heir", "init_teacher": tmp_path / "before"}
+    student = DistillTask(DistillRecipe(**settings)).modules["student"]
+    own, learned = teacher.state_dict(), heir.state_dict()
+    for name, weight in student.state_dict().items():
+        assert torch.allclose(weight, own[name] + learned[name] - before.state_dict()[name])
+    with pytest.raises(ValueError, match="give that as `init`"):
+        DistillRecipe(**{**settings, "init": None})
+
+
+def test_every_picture_of_a_batch_is_spoiled() -> None:
+    from tiue_core.train.spoil import spoiled
+
+    images = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    one, other = (spoiled(images, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, other) and one.shape == images.shape
+    assert ((one - images).abs().mean((1, 2, 3)) > 0.1).all() and one.abs().max() <= 1

@@ -232,6 +232,11 @@ class DistillRecipe(Recipe):
     validate_every: int = Field(0, ge=0, description="updates between two measurements; 0 = none")
     validate_count: int = Field(64, ge=16, description="pictures a measurement")
     init: Path | None = Field(None, description="start the student's UNet from this folder")
+    init_teacher: Path | None = Field(
+        None,
+        description="the UNet that `init` was made from: what `init` learned beyond it is laid on "
+        "this teacher (a difference of weights, arXiv:2212.04089)",
+    )
     low_rank: int = Field(
         0,
         ge=0,
@@ -254,6 +259,8 @@ class DistillRecipe(Recipe):
             raise ValueError("images are shown to the critic: set `adversarial`")
         if self.clip and self.clip_model is None:
             raise ValueError("the CLIP term needs a model: set `clip_model`")
+        if self.init_teacher and self.init is None:
+            raise ValueError("init_teacher is what a student was made from: give that as `init`")
         if self.low_rank and self.init is None:
             raise ValueError("low_rank begins with what a student learned: give its UNet as `init`")
         if self.validate_every and self.world is None and self.clip_model is None:

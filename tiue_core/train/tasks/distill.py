@@ -83,6 +83,8 @@ class DistillTask(Task):
         student = self._copy(self.pipeline.unet)
         if recipe.init:
             student = load_model(UNet2DConditionModel, recipe.init)
+        if recipe.init_teacher:
+            student = self._inheritor(student, recipe.init_teacher)
         if recipe.weights == "bfloat16":
             student.to(torch.bfloat16)
             self.pipeline.unet.to(torch.bfloat16)
@@ -137,6 +139,15 @@ class DistillTask(Task):
     def _copy(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
         """What the student starts from."""
         return copy.deepcopy(unet)
+
+    def _inheritor(self, heir: UNet2DConditionModel, taught_by: Path) -> UNet2DConditionModel:
+        """This teacher with what ``heir`` learned beyond the one it was made from."""
+        own, before = heir.state_dict(), load_model(UNet2DConditionModel, taught_by).state_dict()
+        student = self._copy(self.pipeline.unet)
+        student.load_state_dict(
+            {name: w + own[name] - before[name] for name, w in student.state_dict().items()}
+        )
+        return student
 
     def _low_rank(self, wanted: UNet2DConditionModel) -> UNet2DConditionModel:
         """The teacher with adapters that bring it near ``wanted``; they alone learn."""
