@@ -39,6 +39,7 @@ def ship(runs: Path) -> int:
     from ..students.models import load_model
 
     made = {folder.parent.name: folder for folder in runs.glob("*/result")}
+    made |= {name.removesuffix(MORE): folder for name, folder in made.items() if MORE in name}
     if not made:
         raise SystemExit(f"{runs} holds no finished run: train first, see the README")
     student = TiuePipeline.from_pretrained(made.get("student", HERE / "student"))
