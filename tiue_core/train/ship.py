@@ -17,14 +17,9 @@ import torch
 
 HERE = Path(__file__).parents[1] / "stickers"
 MOST = 40_000_000  #: bytes of weights; with the graphs less than 60 MB are shipped
-
-
 PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them as they are
-DECODERS = (
-    "decoder-critic",
-    "decoder-more",
-    "decoder",
-)  #: runs of the autoencoder, the last word first
+DECODERS = ("decoder-critic", "decoder-more", "decoder")  #: the autoencoder's runs, the last first
+MORE = "-wide"  #: a run's name with this is of the series `more/`, which goes on from the first
 
 
 def ship(runs: Path) -> int:
