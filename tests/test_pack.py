@@ -12,7 +12,7 @@ import pytest
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 16 * 2**20
+LIMIT = 20 * 2**20  # 16 until the autoencoder grew from 2 to 8 MB, for pictures four times as sharp
 FLAGGED = {"eval", "exec", "compile", "__import__"}
 
 

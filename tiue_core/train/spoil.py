@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 SMEARED = (5, 11)  #: pixels a side that are left of a picture
 BENT = (0.16, 0.3)  #: deviation of the bending, in half pictures
+SOFT = (20, 45)  #: pixels a side that are left of a bent one
 MEETS = 4  #: points a side at which the bending is drawn
 
 
@@ -34,7 +35,7 @@ def smeared(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def bent(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Along a smooth random field, each its own; smeared a little, as bent pictures are."""
+    """Along a smooth random field, each its own; a little smeared, as what students bend is."""
     count, low, high = len(images), *BENT
     strength = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
     field = strength * torch.randn(count, 2, MEETS, MEETS, generator=generator)
@@ -44,7 +45,7 @@ def bent(images: Tensor, generator: torch.Generator) -> Tensor:
     moved = F.grid_sample(
         images, grid + field.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
     )
-    side = int(torch.randint(20, images.shape[-1] + 1, (), generator=generator))
+    side = int(torch.randint(*SOFT, (), generator=generator))
     small = F.interpolate(moved, (side, side), mode="area")
     return F.interpolate(small, images.shape[-2:], mode="bilinear")
 
