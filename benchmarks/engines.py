@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
@@ -42,7 +44,7 @@ class Painter:
     """A worker in its own process, with the code of ``tree``."""
 
     def __init__(self, name: str, tree: Path, engine: str):
-        self.name, self.spent = name, []  # type: ignore[var-annotated]
+        self.name = name
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, "--worker", engine],
             stdin=subprocess.PIPE,
@@ -73,12 +75,8 @@ def command(tree: Path) -> tuple[float, float]:
                 sys.executable,
                 "-W",
                 "ignore",
-                "-m",
-                "tiue_core",
-                "generate",
+                *f"-m tiue_core generate --out {folder}".split(),
                 PROMPT,
-                "--out",
-                folder,
             ],
             check=True,
             stdout=subprocess.DEVNULL,
@@ -90,10 +88,15 @@ def command(tree: Path) -> tuple[float, float]:
     return elapsed, used
 
 
-def report(spent: dict[str, list[tuple[float, float]]]) -> None:
+def in_turn(ways: dict[str, Callable[[], tuple[float, float]]], rounds: int, warm: int) -> None:
+    """Every way once a round, after ``warm`` rounds that do not count; prints the medians."""
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(warm + rounds):
+        for name, way in ways.items():
+            spent[name].append(way())
     first = None
     for name, pairs in spent.items():
-        elapsed, used = (statistics.median(column) for column in zip(*pairs, strict=True))
+        elapsed, used = (statistics.median(column) for column in zip(*pairs[warm:], strict=True))
         first = first or (elapsed, used)
         print(
             f"{name:28} {1e3 * elapsed:8.1f} ms {1e3 * used:8.1f} ms CPU "
@@ -114,22 +117,11 @@ def main() -> None:
     trees = {"before": given.against.resolve()} if given.against else {}
     if given.generate:
         trees["tiue generate"] = HERE
-        for tree in trees.values():
-            command(tree)  # once for caches
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in trees}
-        for _ in range(given.rounds):
-            for name, tree in trees.items():
-                found[name].append(command(tree))
-        return report(found)
+        commands = {name: partial(command, tree) for name, tree in trees.items()}
+        return in_turn(commands, given.rounds, warm=1)
     painters = [Painter(name, tree, "pipeline") for name, tree in trees.items()]
     painters += [Painter(name, HERE, name) for name in ("pipeline", *given.engines.split(","))]
-    for _ in range(2):
-        for painter in painters:
-            painter.paint()
-    for _ in range(given.rounds):
-        for painter in painters:
-            painter.spent.append(painter.paint())
-    report({painter.name: painter.spent for painter in painters})
+    in_turn({painter.name: painter.paint for painter in painters}, given.rounds, warm=2)
 
 
 if __name__ == "__main__":

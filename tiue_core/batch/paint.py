@@ -55,21 +55,27 @@ class Painter:
             import diffusers
             import torch
 
-            settings = self.settings
             self._record = {
-                "student": settings.student,
-                "student_revision": settings.revision,
-                "student_hash": settings.student_hash,
-                **({"base": settings.base} if settings.base else {}),
-                "steps": settings.steps,
-                "dtype": settings.dtype,
-                "device": self.device,
+                **self._student(),
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
             }
         own = {"timesteps": self._timesteps(job), **job.record()}
         # what a system that is no student says of itself: its sampler, its guidance
         return {**self._record, **own, **getattr(self.pipe, "facts", {})}
+
+    def _student(self) -> dict[str, Any]:
+        """What is the same for all pictures, whatever paints them."""
+        settings = self.settings
+        return {
+            "student": settings.student,
+            "student_revision": settings.revision,
+            "student_hash": settings.student_hash,
+            **({"base": settings.base} if settings.base else {}),
+            "steps": settings.steps,
+            "dtype": settings.dtype,
+            "device": self.device,
+        }
 
     def _timesteps(self, job: Job) -> list[int]:
         """Those that were decoded."""
@@ -149,15 +155,9 @@ class GraphPainter(Painter):
         """The metadata of a job's picture: enough to make it again."""
         if self._why_torch(job):
             return self._in_torch(job).record(job)
-        settings, about = self.settings, self.graphs.about
         return {
-            "student": settings.student,
-            "student_revision": settings.revision,
-            "student_hash": settings.student_hash,
-            "steps": settings.steps,
-            "dtype": settings.dtype,
-            "device": self.device,
-            "timesteps": list(about["timesteps"]),
+            **self._student(),
+            "timesteps": list(self.graphs.about["timesteps"]),
             **job.record(),
             **self.graphs.facts(),
         }
