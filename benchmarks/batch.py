@@ -2,6 +2,7 @@
 
     python benchmarks/batch.py                     # images/s, bare and whole, and their ratio
     python benchmarks/batch.py --rows 100000       # the length of a list: memory, first image
+    python benchmarks/batch.py --rows 100000 --ray # the same with a Ray worker
 
 Bare: `TiuePipeline.__call__` in a loop, its pictures thrown away. Whole: the list read, jobs made,
 PNGs encoded and brought to the disk, manifest, and at the end contact sheets and index. The two
@@ -73,6 +74,40 @@ def throughput(student: str, batch_size: int, batches: int, rounds: int) -> dict
     }
 
 
+def with_ray(student: str, rows: int, seconds: float) -> dict[str, Any]:
+    """The first picture of a long list, and this process's memory, where a Ray worker paints."""
+    from tiue_core.batch.options import RunOptions
+    from tiue_core.batch.rays import RayPainter, WorkerOptions
+    from tiue_core.batch.session import BatchSession
+    from tiue_core.students.resolve import find
+
+    painter = RayPainter(WorkerOptions(student, find(student).content_hash(), "cpu", "float32"))
+    studio = BatchSession(painter, painter.settings)
+    studio.seconds_per_picture(RunOptions("warm"))
+    memory = [_resident()]
+    with tempfile.TemporaryDirectory(dir=".") as place:
+        path = Path(place) / "list.csv"
+        with path.open("w") as file:
+            file.write("prompt,seed\n")
+            file.writelines(f"{prompt(i)},{i}\n" for i in range(rows))
+        began, first = time.perf_counter(), 0.0
+        with studio.run(RunOptions(path), Path(place) / "real", engine=painter.engine) as run:
+            for count, _ in enumerate(run):
+                first = first or time.perf_counter() - began
+                if count % 50 == 0:
+                    memory.append(_resident())
+                if time.perf_counter() - began > seconds:
+                    run.cancel()
+        painter.close()
+        return {
+            "rows": rows,
+            "first_image_s": round(first, 2),
+            "painted_meanwhile": run.counts.made,
+            "resident_mb": [round(size) for size in memory],
+            "torch_is_loaded_here": "torch" in sys.modules,
+        }
+
+
 def long_list(student: str, rows: int, seconds: float) -> dict[str, Any]:
     """A list of many rows: the real student for some time, then plain pictures to the end."""
     from PIL import Image
@@ -133,8 +168,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, help="measure a long list instead")
     parser.add_argument("--seconds", type=float, default=20, help="of real painting, with --rows")
+    parser.add_argument("--ray", action="store_true", help="a Ray worker paints, with --rows")
     given = parser.parse_args()
-    if given.rows:
+    if given.rows and given.ray:
+        result = with_ray(given.student, given.rows, given.seconds)
+    elif given.rows:
         result = long_list(given.student, given.rows, given.seconds)
     else:
         result = throughput(given.student, given.batch_size, given.batches, given.rounds)

@@ -101,11 +101,14 @@ def test_ray(
     actors: int,
     batch_size: int,
 ) -> None:
-    from tiue_core.batch.rays import WorkerOptions, ray_engine
+    from tiue_core.batch.rays import RayPainter, WorkerOptions
 
     order = WorkerOptions("stickers", studio.settings.student_hash, device="cpu")
     folder = tmp_path / f"ray-{actors}-actors-batch-{batch_size}"
-    make(studio, folder, batch_size, engine=ray_engine(order, actors=actors))
+    painter = RayPainter(order, actors=actors)
+    assert painter.settings == studio.settings
+    make(BatchSession(painter, painter.settings), folder, batch_size, engine=painter.engine)
+    painter.close()
     check_same(folder, reference)
 
 
@@ -113,19 +116,74 @@ def test_ray(
 def test_a_worker_that_is_killed(
     cluster: None, studio: BatchSession, reference: Path, tmp_path: Path
 ) -> None:
-    from tiue_core.batch.rays import WorkerOptions, ray_engine
+    from tiue_core.batch.rays import RayPainter, WorkerOptions
 
     order = WorkerOptions("stickers", studio.settings.student_hash, device="cpu")
     folder, killed = tmp_path / "ray-killed", []
-    engine = ray_engine(order, actors=2)
-    with studio.run(Plan(SIZES, batch_size=4), folder, engine=engine) as run:
+    painter = RayPainter(order, actors=2)
+    with studio.run(Plan(SIZES, batch_size=4), folder, engine=painter.engine) as run:
         for count, _ in enumerate(run):
             if count == 3:
                 killed = [worker.pid for worker in workers()]
                 for worker in workers()[:1]:
                     worker.kill()
+    painter.close()
     assert killed and run.finished and run.counts.complete
     check_same(folder, reference)
+
+
+# The command itself, in a process that knows torch by nothing else. Told at its end: jobs that were
+# planned when the first picture had its line, and whether torch was loaded.
+DRIVER = """
+import atexit, json, sys
+from tiue_core.batch import manifest, options
+from tiue_core.cli import main
+
+planned, seen = 0, []
+jobs, append = options.Planner.jobs, manifest.Manifest.append
+
+def counted(self, rows):
+    global planned
+    for job in jobs(self, rows):
+        planned += 1
+        yield job
+
+def noticed(self, line):
+    seen.append(planned)
+    append(self, line)
+
+options.Planner.jobs, manifest.Manifest.append = counted, noticed
+atexit.register(lambda: print(json.dumps([seen[0], "torch" in sys.modules])))
+main(sys.argv[1:])
+"""
+
+
+def test_with_ray_nothing_is_loaded_here_and_the_list_is_read_as_it_is_painted(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("ray")
+    student = helpers_students.make_student(tmp_path / "tiny")
+    (tmp_path / "list.txt").write_text("".join(f"a cat --seed {i}\n" for i in range(80)))
+    words = ["batch", "list.txt", "--student", "tiny", "--engine", "ray", "--device", "cpu"]
+    words += ["--batch-size", "1", "--no-sheet", "--no-index", "--out"]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *words, "many"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told, told_at_exit = done.stdout.splitlines()
+    planned, torch_here = json.loads(told_at_exit)
+    assert told.startswith("80 made")
+    assert planned <= 48 and not torch_here
+    alone = BatchSession.open(str(student), device="cpu")
+    plan = Plan(tmp_path / "list.txt", batch_size=1)
+    with alone.run(plan, tmp_path / "alone") as run:
+        assert sum(result.kind == "made" for result in run) == 80
+    for path in (tmp_path / "alone").glob("*.png"):  # what the making says is the same too
+        assert path.read_bytes() == (tmp_path / "many" / path.name).read_bytes()
 
 
 def workers() -> list[psutil.Process]:
@@ -133,7 +191,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "MapWorker" in " ".join(process.cmdline()):
+            if "RayWorker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 

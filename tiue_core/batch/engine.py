@@ -202,12 +202,11 @@ class Run:
     # --- files -----------------------------------------------------------------------------
 
     def _write(self, job: Job, outcome: Outcome) -> Path:
-        metadata = self.record(job) if self.record else None
-        data = (
-            outcome
-            if isinstance(outcome, bytes)
-            else encode(outcome, metadata, self.options.format)
-        )
+        if isinstance(outcome, bytes):  # whoever painted it has put its making inside
+            data = outcome
+        else:
+            metadata = self.record(job) if self.record else None
+            data = encode(outcome, metadata, self.options.format)
         return save(self.manifest.folder, job.file, SUFFIXES[self.options.format], data, job.id)
 
     def _made(self, job: Job, future: Future[Path]) -> Result:

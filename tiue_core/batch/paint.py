@@ -57,7 +57,7 @@ class Painter:
 
             self._record = {
                 **self._student(),
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),  # it is a class of torch's own
                 "diffusers": diffusers.__version__,
             }
         own = {"timesteps": self._timesteps(job), **job.record()}

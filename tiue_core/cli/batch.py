@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,7 +134,7 @@ def batch(
         read_as = read_as or (kind_of(prompts) if prompts.suffix else "txt")
     else:
         read_list(prompts, kind=read_as, encoding=encoding)
-    from ..students.resolve import find
+    from ..students.resolve import completed, find
 
     source = find(student, accept_license=ask_license(accept_license))
     if not dry_run:
@@ -160,48 +161,42 @@ def batch(
         retry_failed=retry_failed,
     )
     ours = share(device)
-    with progress("loading", None):
-        studio = BatchSession.open(
-            source,
-            device=_here(engine, ours.device),
-            dtype=dtype,
-            steps=steps,
-            base=base,
-            engine={"ray": "torch", "local": "auto"}.get(engine, engine),
-            before=dtype_before(out),
-        )
-    if dry_run:
-        return _dry_run(plan, studio, out, json)
-    if strict:
-        _refuse_bad_rows(plan, studio)
-    options: dict[str, Any] = {
-        "mine": ours.mine,
-        "together": ours.together,
-    }
-    if engine == "ray":
-        from ..batch.rays import WorkerOptions, ray_engine
-        from .console import say
+    with ExitStack() as ends:
+        options: dict[str, Any] = {"mine": ours.mine, "together": ours.together}
+        with progress("loading", None):
+            if engine == "ray":
+                from ..batch.rays import RayPainter, WorkerOptions
+                from .console import say
 
-        shared = studio.settings  # the precision too: it is part of what a picture is
-        order = WorkerOptions(str(student), shared.student_hash, device, shared.dtype, steps, base)
-        options["engine"] = ray_engine(
-            order,
-            actors=actors,
-            address=ray_address,
-            kind=image_format,
-            metadata=metadata,
-            report=say,
-        )
-    Session(plan, studio, out, ours, json).go(options, sheet, index)
+                digest = completed(source, base).content_hash()
+                # The precision too: it is part of what a picture is, on any machine.
+                order = WorkerOptions(
+                    student, digest, device, dtype or "float32", steps, base, image_format, metadata
+                )
+                painter = RayPainter(order, actors=actors, address=ray_address, report=say)
+                ends.callback(painter.close)
+                options["engine"] = painter.engine
+                studio = BatchSession(painter, painter.settings)
+            else:
+                studio = BatchSession.open(
+                    source,
+                    device=ours.device,
+                    dtype=dtype,
+                    steps=steps,
+                    base=base,
+                    engine="auto" if engine == "local" else engine,
+                    before=dtype_before(out),
+                )
+        if dry_run:
+            return _dry_run(plan, studio, out, json)
+        if strict:
+            _refuse_bad_rows(plan, studio)
+        Session(plan, studio, out, ours, json).go(options, sheet, index)
 
 
 def _one_of(option: str, value: str, allowed: Any) -> None:
     if value not in allowed:
         raise typer.BadParameter(f"'{value}': give {', '.join(allowed)}", param_hint=option)
-
-
-def _here(engine: str, device: str | None) -> str | None:
-    return "cpu" if engine == "ray" else device  # a driver paints nothing
 
 
 def _refuse_bad_rows(plan: Any, studio: Any) -> None:
