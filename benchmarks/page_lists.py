@@ -1,6 +1,7 @@
-"""How soon the page answers while visitors send it the worst lists that it takes.
+"""How soon the page answers while visitors paste the worst lists that it takes, again and again.
 
 python benchmarks/page_lists.py --visitors 10 --seconds 20
+python benchmarks/page_lists.py --paint          # and have them painted, through the endpoint
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import secrets
 import statistics
+import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -31,47 +34,113 @@ LISTS = [
 ]
 
 
-async def measure(url: str, visitors: int, seconds: float) -> dict[str, float]:
-    options = {"base_url": url, "timeout": 120, "trust_env": False}
-    sent, latencies, end = 0, list[float](), time.perf_counter() + seconds
+# A process of its own: the visitors' own work must not count as the server's.
+LOOK = """
+import json, sys, time, httpx
+url, seconds, times = sys.argv[1], float(sys.argv[2]), []
+with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+    client.get("/config").raise_for_status()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        client.get("/config").raise_for_status()
+        times.append(time.perf_counter() - began)
+        time.sleep(0.1)
+print(json.dumps(times))
+"""
 
-    async def visitor(number: int) -> None:
+
+def looking(url: str, seconds: float) -> subprocess.Popen[str]:
+    """Asks for /config over and over; prints how long each answer took."""
+    command = [sys.executable, "-c", LOOK, url, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def times_of(looker: subprocess.Popen[str]) -> list[float]:
+    out, _ = looker.communicate()
+    return json.loads(out)
+
+
+class Pasted:
+    """What the page does when a list is pasted into its box: the handler, by its place."""
+
+    def __init__(self, url: str) -> None:
+        config = httpx.get(f"{url}/config", trust_env=False).raise_for_status().json()
+        box = next(
+            part["id"]
+            for part in config["components"]
+            if part["props"].get("elem_id") == "tiue-list"
+        )
+        self.handler, inputs = next(
+            (one["id"], one["inputs"])
+            for one in config["dependencies"]
+            if [box, "change"] in one["targets"]
+        )
+        self.rest = [
+            part["props"].get("value") for part in config["components"] if part["id"] == inputs[2]
+        ]
+
+    async def send(self, client: httpx.AsyncClient, rows: str, kind: str) -> None:
+        session = secrets.token_hex(8)
+        body = {"data": [rows, kind, *self.rest], "fn_index": self.handler}
+        data = json.dumps({**body, "session_hash": session}).encode()
+        await _post(client, "/gradio_api/queue/join", data)
+        query = {"session_hash": session}
+        async with client.stream("GET", "/gradio_api/queue/data", params=query) as stream:
+            async for line in stream.aiter_lines():
+                if '"process_completed"' in line:
+                    return
+
+
+class Painted:
+    """What another program does: the endpoint `/batch`, to the last picture."""
+
+    def __init__(self, url: str) -> None:
+        self.path = "/gradio_api/call/batch"
+
+    async def send(self, client: httpx.AsyncClient, rows: str, kind: str) -> None:
+        data = json.dumps({"data": [rows, kind, ""]}).encode()
+        event = (await _post(client, self.path, data)).json()["event_id"]
+        async with client.stream("GET", f"{self.path}/{event}") as stream:
+            async for line in stream.aiter_lines():
+                if line.startswith(("event: complete", "event: error")):
+                    return
+
+
+async def _post(client: httpx.AsyncClient, path: str, data: bytes) -> httpx.Response:
+    answer = await client.post(path, content=data, headers={"content-type": "application/json"})
+    return answer.raise_for_status()
+
+
+async def visit(
+    url: str, visitors: int, way: Pasted | Painted, looker: subprocess.Popen[str] | None
+) -> int:
+    """Visitors who send one list after the other, until the looker ends (None: one small list)."""
+    options: dict[str, Any] = {"base_url": url, "timeout": 120, "trust_env": False}
+    lists = LISTS if looker else [("prompt\na cat\n", "csv")]
+    sent = 0
+
+    async def visitor(turn: int) -> None:
         nonlocal sent
         async with httpx.AsyncClient(**options) as client:
-            turn = number
-            while time.perf_counter() < end:
-                rows, kind = LISTS[turn % len(LISTS)]
+            while True:
+                await way.send(client, *lists[turn % len(lists)])
                 turn += 1
-                call = await client.post("/gradio_api/call/batch", json={"data": [rows, kind, ""]})
-                event = call.json()["event_id"]
-                async with client.stream("GET", f"/gradio_api/call/batch/{event}") as stream:
-                    async for line in stream.aiter_lines():
-                        if line.startswith(("event: complete", "event: error")):
-                            break
                 sent += 1
+                if looker is None or looker.poll() is not None:
+                    return
 
-    async def look() -> None:
-        async with httpx.AsyncClient(**options) as client:
-            while time.perf_counter() < end:
-                began = time.perf_counter()
-                (await client.get("/config")).raise_for_status()
-                latencies.append(time.perf_counter() - began)
-                await asyncio.sleep(0.1)
+    await asyncio.gather(*(visitor(number) for number in range(visitors)))
+    return sent
 
-    async with httpx.AsyncClient(**options) as one:
-        call = await one.post(
-            "/gradio_api/call/batch", json={"data": ["prompt\na cat\n", "csv", ""]}
-        )
-        async with one.stream("GET", f"/gradio_api/call/batch/{call.json()['event_id']}") as stream:
-            async for _ in stream.aiter_lines():  # the student is loaded after this
-                pass
-        quiet = []
-        for _ in range(20):
-            began = time.perf_counter()
-            await one.get("/config")
-            quiet.append(time.perf_counter() - began)
-    end = time.perf_counter() + seconds
-    await asyncio.gather(look(), *(visitor(number) for number in range(visitors)))
+
+def measure(url: str, visitors: int, seconds: float, paint: bool) -> dict[str, float]:
+    way = (Painted if paint else Pasted)(url)
+    asyncio.run(visit(url, 1, way, None))  # the student is loaded after this
+    quiet = times_of(looking(url, 2))
+    looker = looking(url, seconds)
+    sent = asyncio.run(visit(url, visitors, way, looker))
+    latencies = times_of(looker)
     return {
         "visitors": visitors,
         "lists": sent,
@@ -86,10 +155,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--visitors", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--paint", action="store_true", help="to the last picture")
     arguments = parser.parse_args()
     with served("--student", "stickers") as (url, _):
         print(
-            json.dumps(asyncio.run(measure(url, arguments.visitors, arguments.seconds)), indent=2)
+            json.dumps(
+                measure(url, arguments.visitors, arguments.seconds, arguments.paint), indent=2
+            )
         )
 
 

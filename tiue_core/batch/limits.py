@@ -2,7 +2,8 @@
 
 Reading is plain Python, which nobody can stop from outside, so the readers ask `tick` as they go;
 without a limit set it costs one look-up. Lists are looked through one after the other in one
-thread: ten visitors' worst lists then take the event loop's turn no more often than one does.
+thread, in slices of milliseconds: ten visitors' worst lists then take the event loop's turn no more
+often than one does, and an answer that needs the interpreter ten times waits ten slices at most.
 """
 
 from __future__ import annotations
@@ -35,14 +36,27 @@ class TooLongError(TiueError):
     """The time for looking a list through is over."""
 
 
-END: ContextVar[tuple[float, float] | None] = ContextVar("tiue_list_end", default=None)
-"""When reading ends, and how many seconds that is from its beginning; None: there is no limit."""
+SLICE, REST = 0.002, 0.0002  # s: of reading, and of leaving the interpreter to other threads
+
+
+@dataclass
+class _Limit:
+    """Of the reading in one thread."""
+
+    seconds: float
+    end: float
+    rest: float  # when other threads have their turn
+
+
+END: ContextVar[_Limit | None] = ContextVar("tiue_list_end", default=None)
+"""When reading ends; None: there is no limit."""
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Reading lists in this block, in this thread, ends with `TooLongError` after `seconds`."""
-    token = END.set((time.monotonic() + seconds, seconds))
+    now = time.monotonic()
+    token = END.set(_Limit(seconds, now + seconds, now + SLICE))
     try:
         yield
     finally:
@@ -50,12 +64,17 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def tick() -> None:
-    """Raise TooLongError if the time of `within` is over."""
+    """Raise TooLongError if the time of `within` is over; let others have their turn."""
     limit = END.get()
-    if limit is not None and time.monotonic() > limit[0]:
+    if limit is None or (now := time.monotonic()) < limit.rest:
+        return
+    if now > limit.end:
         raise TooLongError(
-            f"the list takes longer than {limit[1]:g} s to look through: make it shorter or simpler"
+            f"the list takes longer than {limit.seconds:g} s to look through: "
+            "make it shorter or simpler"
         )
+    time.sleep(REST)  # else Python itself takes the turn away, and only every 5 ms
+    limit.rest = time.monotonic() + SLICE
 
 
 class Looker:

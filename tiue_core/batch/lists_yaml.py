@@ -9,7 +9,8 @@ from typing import Any
 from .limits import tick
 from .rows import Raw, Unreadable, as_row
 
-_PIECE = 1 << 14  # characters handed to the parser at once
+_PIECE = 1 << 12  # characters handed to the parser at once
+_NODES = 10_000  # values of one row: more columns and LoRAs than any row may have
 
 
 INT = "tag:yaml.org,2002:int"
@@ -20,6 +21,20 @@ def read_yaml(file: Iterable[str]) -> Raw:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        nodes = 0  # of the row that is being read
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.nodes += 1
+            if self.nodes <= _NODES:
+                return super().compose_node(parent, index)
+            depth = 0  # the row is refused: its rest is read and not kept
+            while True:
+                event = self.get_event()
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                if not depth:
+                    return nothing
+
         def fetch_more_tokens(self) -> None:
             tick()
             super().fetch_more_tokens()
@@ -28,6 +43,7 @@ def read_yaml(file: Iterable[str]) -> Raw:
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise Unreadable("'<<' is not understood here: write the columns out")
 
+    nothing = yaml.ScalarNode("tag:yaml.org,2002:null", "")
     # `0123` is 123 and `1:30` no number: YAML 1.1 reads the one as octal, the other as 90
     Loader.yaml_implicit_resolvers = {
         first: [one for one in known if one[0] != INT]
@@ -50,8 +66,12 @@ def read_yaml(file: Iterable[str]) -> Raw:
             raise Unreadable("this is no list: start every row with '- '")
         loader.get_event()
         while not loader.check_event(yaml.SequenceEndEvent):
+            loader.nodes = 0
             node: Any = loader.compose_node(None, 0)
             line = node.start_mark.line + 1
+            if loader.nodes > _NODES:
+                yield line, Unreadable(f"there are more than {_NODES} values in one row")
+                continue
             try:
                 yield line, as_row(loader.construct_document(node))
             except (Unreadable, yaml.constructor.ConstructorError, ValueError) as error:
