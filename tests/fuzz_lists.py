@@ -1,4 +1,5 @@
-"""Malformed prompt lists, made by chance: `make(number)` gives the same one every time."""
+"""Prompt lists made by chance, with wildcard files and what already lies in the folder: malformed
+ones, and as other programs write them. `make(number)` gives the same every time."""
 
 from __future__ import annotations
 
@@ -99,6 +100,23 @@ PROMPTS = (
         "\\",
     ),
 )
+# As the programs that people come from write them, and what asks for the files below.
+OTHERS = (
+    *("__top__", "__top__ __top__ --count 4", "{2$$__long__}", "__long__", "__@long__", "__odd__"),
+    *("__deep/*__", "__odd*__", "__things/colours__", "{1-3$$ and $$__long__|__top__|x}"),
+    *(
+        "a snake__case word",
+        "a __long__x",
+        "\\__top\\__ and \\{a\\|b\\}",
+        "${c=!{red|blue}} ${c} ${c}",
+    ),
+    *("{@a|b} --count 3", "__@animal__", "{a|b|}", "{a|}", "{1-$$a|b|c}", "{-2$$a|b|c}", "3::fox"),
+    *("a cat --n bad --w 16 --h 16 --d 3 --l 7 --s 20", "a --d 1 --d 2", "a --w 13", "a --h x"),
+    *("a --ar 16:9 --seed 5 --no x", "--ar 1:1", "a --no red, blue --v 6", "a --niji", "a --- b"),
+    *("<lora:ink:0.8> a", "a <lora:ink", "a <lora:../x:1>", "a <lora:ink:x>", "{<lora:ink:1>|a}"),
+    *("{my colour} cat", "{colour} cat", "{seed} cat", "{My Colour|red} cat", "#N/A", "#NAME?"),
+    *('he said "Negative prompt: no"', "a\tb", "a {red,|blue} cat, {{x}}", "50% of it $5 #1"),
+)
 LORAS = ("a:", ":1", "a:b:c", "../../evil:1", "x:nan", "x:1e9", "/etc/passwd", "a,,b", "missing:1")
 COLUMNS = (
     "seed",
@@ -111,6 +129,9 @@ COLUMNS = (
     "negative",
     "free",
     "prompt",
+    "my colour",
+    "text",
+    "Caption",
 )
 
 
@@ -122,6 +143,9 @@ class Fuzzed:
     data: bytes
     kept: list[str]
     combinations: bool
+    wildcards: dict[str, bytes]
+    own: dict[str, bytes]  # files that are in the folder of pictures before
+    options: list[str]
 
 
 def make(number: int) -> Fuzzed:
@@ -133,11 +157,81 @@ def make(number: int) -> Fuzzed:
     damage = dice.random()
     if damage < 0.3:
         data, kept = _damaged(dice, text, data), []
-    return Fuzzed(suffix, data, kept, dice.random() < 0.3)
+    combinations = dice.random() < 0.3
+    return Fuzzed(
+        suffix, data, kept, combinations, _wildcards(dice), _own(dice), _command(dice, suffix)
+    )
+
+
+def _command(dice: random.Random, suffix: str) -> list[str]:
+    choices: list[list[str]] = [
+        *([], [], [], ["--no-sheet"], ["--format", "jpeg"], ["--format", "webp", "--no-metadata"]),
+        *(["--count", "3"], ["--names", "{name}/{index}"], ["--names", "{slug}/{seed}"]),
+        *(["--prompt", "a cat"], ["--seed", "7"], ["--read-as", suffix], ["--encoding", "cp1252"]),
+        *(["--decoders", "fast"], ["--batch-size", "1"], ["--retry-failed"]),
+    ]
+    return dice.choice(choices)
+
+
+def _own(dice: random.Random) -> dict[str, bytes]:
+    names = ("index.html", "sheet-001.jpg", "sheet-001-tiue.jpg", "index-tiue.html", "notes.txt")
+    found = (*names, "000000_first-row_1.png", "sheet-001.png", "first row.png", "red/000000.png")
+    return {name: b"somebody's own " + name.encode() for name in dice.sample(found, 4)}
+
+
+def _wildcards(dice: random.Random) -> dict[str, bytes]:
+    """Layers, a long file, some that lead nowhere, and one in three damaged."""
+    odd = [
+        *(
+            "red # a comment with __odd__",
+            "// only a comment",
+            "3::fox",
+            "0::never",
+            "x::y",
+            "{a|b",
+        ),
+        *(
+            "{a|b}}",
+            "__missing__",
+            "__odd__",
+            "__top__",
+            "a snake__case",
+            "#ff0000",
+            "",
+            " ",
+            "a|b",
+        ),
+        *("${c}", "${c=a}${c}", "{2$$__long__}", "caf\u00e9", "\ufffd", "a\x00b", "x" * 5000, "-"),
+    ]
+    layer = [[f"__{inner}__ {k}" for k in range(100)] for inner in ("mid", "low", "long")]
+    texts = {
+        "top.txt": "\n".join(layer[0]),
+        "mid.txt": "\n".join(layer[1]),
+        "low.txt": "\n".join(layer[2]),
+        "long.txt": "\n".join(f"word {k}" for k in range(3000)),
+        "odd.txt": "\n".join(dice.choice(odd) for _ in range(dice.randint(0, 12))),
+        "deep/one.txt": dice.choice(odd) + "\nfine",
+        "animal.txt": "# animals\ncat\ndog\n{red|blue} fox\n",
+        "loop.txt": "a\n__loop__\n",
+        "loop2.txt": "__loop3__\n",
+        "loop3.txt": "__loop2__\n",
+        "things.yaml": "colours:\n  - red\n"
+        + "".join(f"  - {dice.choice(odd)}\n" for _ in range(3))
+        + dice.choice(["\t- tab\n", "  - {a|b} c\n", "more: [x, *y]\n", "- : -\n", ""]),
+        "more.json": dice.choice(
+            ['{"a": ["x", {"b": 1}]}', '["x", 1, null]', "{", "[" * 3000, "1"]
+        ),
+    }
+    files = {name: text.encode() for name, text in texts.items()}
+    for name in dice.sample(sorted(files), 4):
+        files[name] = _damaged(dice, texts[name], files[name])
+    return files
 
 
 def _row(dice: random.Random) -> dict[str, str]:
-    row = {"prompt": dice.choice(PROMPTS) if dice.random() < 0.6 else f"a cat {dice.random()}"}
+    chance = dice.random()
+    prompts = PROMPTS if chance < 0.4 else OTHERS if chance < 0.8 else (f"a cat {dice.random()}",)
+    row = {"prompt": dice.choice(prompts)}
     for name in dice.sample(COLUMNS, dice.randint(0, 4)):
         pool = {"name": NAMES, "lora": LORAS, "prompt": PROMPTS}.get(name, VALUES)
         row[name] = dice.choice(pool)
