@@ -94,6 +94,14 @@ def test_one_bad_line_is_left_out_and_named(tmp_path: Path) -> None:
     assert list(again.combinations("__fox__")) == ["cat"]
 
 
+def test_an_empty_file_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("# later\n")
+    with pytest.raises(TemplateError, match="__empty__ has no lines: write some"):
+        Wildcards(tmp_path).sample("a __empty__", 0)
+    with pytest.raises(TemplateError, match="no wildcard file for __absent__"):
+        Wildcards(tmp_path).sample("a __absent__", 0)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

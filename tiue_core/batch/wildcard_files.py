@@ -45,6 +45,7 @@ class Values:
 
     items: list[Value]
     problems: list[str] = field(default_factory=list)
+    there: bool = True  # a file of that name, whatever is in it
 
     @cached_property
     def bounds(self) -> list[float]:
@@ -108,7 +109,8 @@ class Collections:
         parts = [_text_file(one) if isinstance(one, Path) else one for one in matches]
         unique = {value.text: value for part in parts for value in part.items}
         items = sorted(unique.values(), key=lambda value: value.text)
-        return Values(items, [problem for part in parts for problem in part.problems])
+        problems = [problem for part in parts for problem in part.problems]
+        return Values(items, problems, there=bool(matches))
 
     def _structured(self, path: Path, inner: Path) -> Iterator[tuple[str, Values]]:
         text, problems = _read(path)
