@@ -1,6 +1,8 @@
-"""A collection of wildcard files: what is refused, and the time a prompt, beside dynamicprompts.
+"""A collection of wildcard files: what is refused, which prompts still hold the name of a file, and
+the time a prompt, beside dynamicprompts.
 
-python benchmarks/wildcards.py FOLDER            # a collection of your own
+python benchmarks/wildcards.py FOLDER            # a collection of your own: 200 of its files
+python benchmarks/wildcards.py FOLDER --most 100000 --rounds 1     # all of them
 python benchmarks/wildcards.py                   # five layers of 20,000 lines each, made here
 """
 
@@ -9,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_NAME = re.compile(r"__[^_\s]\S*__")
 
 
 def layers(folder: Path, lines: int = 20_000) -> None:
@@ -26,19 +31,22 @@ def layers(folder: Path, lines: int = 20_000) -> None:
 
 
 def each(names: list[str], sample: Callable[[str, int], str], rounds: int) -> dict[str, Any]:
-    """Seconds a prompt, without the first of each name, and the names that are refused."""
-    refused, seconds, made = [], 0.0, 0
+    """Seconds a prompt, without the first of each name; the names that are refused; and those of
+    which a prompt holds a name in `__`: words that nobody meant."""
+    refused, unread, seconds, made = [], [], 0.0, 0
     for name in names:
         try:
             sample(name, 0)
             began = time.perf_counter()
-            for seed in range(1, rounds + 1):
-                sample(name, seed)
+            prompts = [sample(name, seed) for seed in range(1, rounds + 1)]
         except Exception as error:
             refused.append(f"{name}: {error}"[:160])
             continue
         seconds, made = seconds + time.perf_counter() - began, made + rounds
-    return {"ms": round(1000 * seconds / max(made, 1), 3), "refused": refused}
+        unread += [f"{name}: {prompt}"[:160] for prompt in prompts if _NAME.search(prompt)][:1]
+    each_ms = round(1000 * seconds / max(made, 1), 3)
+    counts = {"refused": len(refused), "unread": len(unread)}
+    return {"ms": each_ms, **counts, "which": {"refused": refused, "unread": unread}}
 
 
 def main() -> None:
@@ -67,7 +75,7 @@ def main() -> None:
             "files": len(names),
             "ours": each(names, lambda name, seed: ours.sample(f"__{name}__", seed), given.rounds),
             "dynamicprompts": each(
-                names, lambda name, seed: theirs.generate(f"__{name}__", 1)[0], given.rounds
+                names, lambda name, seed: str(theirs.generate(f"__{name}__", 1)[0]), given.rounds
             ),
             "left_out": len(ours.left_out),
         }

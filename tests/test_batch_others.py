@@ -12,6 +12,7 @@ from helpers_batch import make
 from PIL import Image
 
 from tiue_core.batch.jobs import Job
+from tiue_core.batch.lists import read_text
 from tiue_core.batch.options import RunOptions
 from tiue_core.errors import TiueError
 
@@ -62,6 +63,29 @@ def test_styles_of_a1111() -> None:
     text = 'name,prompt,negative_prompt\nbase,{prompt} . sharp,"ugly, bad"\nbare,,ugly\n'
     assert [job.prompt for job in jobs(text, "csv", subject="a cat")] == ["a cat . sharp", "a cat"]
     assert "there is no prompt" in wrong(text, "csv")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'ink, "ink drawing of {prompt}, fine, black", "photo, blurry"',  # blanks before quotes
+        'ink, "ink drawing of {prompt}, fine, black," "photo, blurry"',  # the comma inside
+        'ink,"ink drawing of {prompt}, fine, black","photo, blurry"',
+        'ink,"ink drawing of {prompt}, fine, black,"photo, blurry"',  # no quote at the end
+    ],
+)
+def test_styles_with_quotes_as_people_write_them(line: str) -> None:
+    (row,) = read_text(f"name,prompt,negative_prompt\n{line}\n", "csv")
+    assert row.row.prompt == "ink drawing of {prompt}, fine, black"  # type: ignore[union-attr]
+    assert row.row.negative == "photo, blurry"  # type: ignore[union-attr]
+
+
+def test_rows_that_count_otherwise_stay_bad() -> None:
+    text = 'prompt,mood\na "cat", "calm, still", x\nfox, wild\nowl,"all, of it\n'
+    bad, fox, open_quote = read_text(text, "csv")
+    assert "4 fields where the header has 2" in str(bad) or "3 fields" in str(bad)
+    assert fox.row.columns == {"mood": "wild"}  # type: ignore[union-attr]
+    assert "a quote that is opened here never closes" in str(open_quote)
 
 
 def test_loras_in_prompts(tmp_path: Path) -> None:
