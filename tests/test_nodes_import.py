@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers_hosts import imported_roots
+from helpers_hosts import ROOT, imported_roots, installed, loaded
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "__init__.py", ROOT / "install.py", *sorted((ROOT / "nodes").rglob("*.py"))]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 
 def test_the_root_is_importable_on_its_own() -> None:
     """As pytest would, from a folder whatever its name: nothing of ComfyUI is touched."""
-    spec = importlib.util.spec_from_file_location("root_init", ROOT / "__init__.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    module.__package__ = ""
-    spec.loader.exec_module(module)
+    module = loaded(ROOT / "__init__.py", "root_init", package="")
     assert module.WEB_DIRECTORY == "./web"
     assert not hasattr(module, "NODE_CLASS_MAPPINGS")  # it would hide comfy_entrypoint
 
@@ -61,12 +53,7 @@ def test_workflows_are_whole(path: Path) -> None:
 
 
 def test_install_checks_and_installs_nothing(tmp_path: Path) -> None:
-    pack = tmp_path / "custom_nodes" / "tiue"
-    pack.mkdir(parents=True)
-    for name in ("install.py", "requirements.txt"):
-        (pack / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    command = [sys.executable, "-S", str(pack / "install.py")]  # -S: no package is in sight
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = installed(tmp_path / "custom_nodes" / "tiue")
     assert result.returncode == 1
     assert "diffusers is missing: pip install 'diffusers>=" in result.stdout
     assert (tmp_path / "models" / "tiue").is_dir()

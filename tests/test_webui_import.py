@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers_hosts import imported_roots
+from helpers_hosts import ROOT, imported_roots, installed, loaded
 
 from tiue_core.errors import TiueError
 from tiue_core.students.checkpoint import Made
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "scripts" / "tiue.py", *sorted((ROOT / "webui").glob("*.py"))]
 
 
@@ -37,12 +33,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Any:
     processing.StableDiffusionProcessingImg2Img = Img2Img  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
     monkeypatch.setitem(sys.modules, "modules.processing", processing)
-    spec = importlib.util.spec_from_file_location("plan_alone", ROOT / "webui" / "plan.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "plan_alone", module)  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "webui" / "plan.py", "plan_alone")
 
 
 def model(kind: str = "sd1", prediction: str = "epsilon", **changes: Any) -> Any:
@@ -120,10 +111,7 @@ def test_a_webui_without_forges_backend_gets_one_line(
     modules.scripts = scripts  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     monkeypatch.setitem(sys.modules, "modules", modules)
-    spec = importlib.util.spec_from_file_location("tiue_script", ROOT / "scripts" / "tiue.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(ROOT / "scripts" / "tiue.py", "tiue_script")
     assert "needs a WebUI with Forge's backend" in capsys.readouterr().out
     script = module.TiUE()
     assert script.ui(False) == [] and "this one has none" in said[0]
@@ -132,14 +120,6 @@ def test_a_webui_without_forges_backend_gets_one_line(
 
 
 # --- install.py ----------------------------------------------------------------------------
-
-
-def installed(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(parents=True)
-    for name in ("install.py", "requirements.txt"):
-        (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    command = [sys.executable, "-S", str(folder / "install.py")]  # -S: no package is in sight
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("backend", [True, False])

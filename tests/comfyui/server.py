@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from host_server import RUN_LIMIT, HostServer, Refused
 from place import ROOT, Comfy
 
+__all__ = ["Prompt", "Refused", "Run", "Server", "nodes_of", "to_prompt"]
 Prompt = dict[str, dict[str, Any]]
-START_LIMIT, RUN_LIMIT = 600, 1800  # s; generous, for machines that do other things too
-
-
-class Refused(Exception):
-    """The server did not accept a prompt."""
 
 
 @dataclass(frozen=True)
@@ -49,81 +39,31 @@ class Run:
         return self.messages["execution_error"]
 
 
-class Server:
-    """Start it with ``with``; its log is ``base / server.log``."""
+class Server(HostServer):
+    """ComfyUI without other packs; its log is ``base / server.log``."""
+
+    ready = "/system_stats"
 
     def __init__(self, comfy: Comfy, base: Path) -> None:
-        self.comfy, self.base = comfy, base
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(comfy, base)
         for folder in ("custom_nodes", "models/loras", "models/controlnet", "models/tiue", "input"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "tiue").symlink_to(ROOT, target_is_directory=True)
         self.extra = base / "extra_model_paths.yaml"
         self.extra.write_text(f"tests:\n  base_path: {base}\n  tiue: elsewhere\n")
 
-    def __enter__(self) -> Server:
-        command = [self.comfy.python, "main.py", "--cpu", "--port", str(self.port)]
-        command += ["--base-directory", str(self.base), "--disable-api-nodes"]
-        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", "tiue"]
-        command += ["--extra-model-paths-config", str(self.extra)]
-        command += ["--database-url", "sqlite:///:memory:", "--fp32-text-enc"]
-        self.log = (self.base / "server.log").open("w")
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.comfy.path,
-            env=self.comfy.environment,
-            stdout=self.log,
-            stderr=self.log,
-        )
-        began = time.monotonic()
-        while time.monotonic() - began < START_LIMIT:
-            if self.process.poll() is not None:
-                break
-            try:
-                self.get("/system_stats")
-                return self
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.2)
-        self.__exit__()
-        log = (self.base / "server.log").read_text()
-        raise RuntimeError(f"ComfyUI {self.comfy.version} did not start:\n{log[-4000:]}")
-
-    def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-
-    # --- HTTP ------------------------------------------------------------------------------
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return json.load(answer)
-
-    def read(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return answer.read()
+    def command(self) -> list[str]:
+        return [
+            *(self.host.python, "main.py", "--cpu", "--port", str(self.port)),
+            *("--base-directory", str(self.base), "--disable-api-nodes"),
+            *("--disable-all-custom-nodes", "--whitelist-custom-nodes", "tiue"),
+            *("--extra-model-paths-config", str(self.extra)),
+            *("--database-url", "sqlite:///:memory:", "--fp32-text-enc"),
+        ]
 
     def view(self, image: dict[str, str]) -> bytes:
         """A picture that a node made."""
         return self.read(f"/view?{urllib.parse.urlencode(image)}")
-
-    def post(self, path: str, content: Any) -> Any:
-        data = json.dumps(content).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as error:
-            raise Refused(error.read().decode()) from None
 
     def queue(self, prompt: Prompt) -> str:
         return self.post("/prompt", {"prompt": prompt, "client_id": "tests"})["prompt_id"]
@@ -141,21 +81,6 @@ class Server:
     def run(self, prompt: Prompt) -> Run:
         began = self.clock()
         return self.wait(self.queue(prompt), prompt, began)
-
-    # --- the process -----------------------------------------------------------------------
-
-    def clock(self) -> float:
-        """Seconds of CPU time the server has used; other processes do not slow it."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return time.monotonic()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory(self) -> int:
-        """Resident bytes."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> Prompt:

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,9 +175,9 @@ def test_fifty_queued_prompts_leave_memory_flat(server: Server, prompt: Prompt) 
             assert server.wait(prompt_id, again, 0).status == "success"
 
     run(range(10))
-    before = server.memory()
+    before = server.memory
     run(range(10, 60))
-    after = server.memory()
+    after = server.memory
     print(f"{before / 1e6:.1f} MB after 10 prompts, {after / 1e6:.1f} MB after 50 more")
     assert abs(after - before) <= 0.05 * before
 
@@ -266,7 +265,7 @@ def test_bad_input_is_shown_on_its_node_and_the_server_lives_on(
 
 
 def test_the_log_has_no_trouble_of_ours(server: Server) -> None:
-    log = Path(server.base / "server.log").read_text()
+    log = server.log
     assert "Error while calling comfy_entrypoint" not in log
     imported = re.search(r"([\d.]+) seconds( \(IMPORT FAILED\))?: .*/custom_nodes/tiue\n", log)
     assert imported and not imported[2] and float(imported[1]) < 2
@@ -311,7 +310,7 @@ def test_another_branchs_sampling_patch_changes_nothing(server: Server) -> None:
 
 def test_what_does_not_act_says_so_in_the_log(server: Server) -> None:
     assert server.run(stock_ksampler(seed=8, cfg=7.0, denoise=0.8)).status == "success"
-    log = Path(server.base / "server.log").read_text()
+    log = server.log
     assert "TiUE: cfg is 7" in log and "TiUE: denoise 0.8 does not act" in log
 
 

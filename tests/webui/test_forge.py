@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from forge_server import NAME, Painting, RefusedError, Server, script, tiue
+from forge_server import NAME, Painting, Refused, Server, script, tiue
 
 PROMPT = "a cat on a blue background"
 JOB = {"prompt": PROMPT, "cfg_scale": 1, "width": 128, "height": 128, "sampler_name": NAME}
@@ -189,7 +189,7 @@ def test_refused_in_one_line(server: Server, picture: str, name: str) -> None:
     settings, expected = REFUSED[name]
     settings = {k: [picture] if v == ["picture"] else v for k, v in settings.items()}
     settings = {k: picture if v == "picture" else v for k, v in settings.items()}
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(Refused) as refused:
         server.paint(**settings)
     assert expected in str(refused.value) and "TiueError" in str(refused.value)
     server.paint()
@@ -201,7 +201,7 @@ def test_a_student_whose_file_vanished(server: Server) -> None:
     shutil.copyfile(folder / "stickers.safetensors", gone)
     server.post("/sdapi/v1/refresh-checkpoints", {})
     gone.unlink()
-    with pytest.raises(RefusedError, match="is gone: put it back"):
+    with pytest.raises(Refused, match="is gone: put it back"):
         server.paint(override_settings={"sd_model_checkpoint": "tiue/gone.safetensors"})
     (folder / "stickers.safetensors").unlink()  # this one is put back
     server.paint()
@@ -215,7 +215,7 @@ def test_memory_stays_flat(server: Server) -> None:
     server.paint(n_iter=10)
     before = server.memory
     server.paint(n_iter=50)
-    print(f"{before:.0f} MB, after 50 more pictures {server.memory:.0f} MB")
+    print(f"{before / 1e6:.0f} MB, after 50 more pictures {server.memory / 1e6:.0f} MB")
     assert server.memory <= 1.05 * before
 
 
