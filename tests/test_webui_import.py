@@ -59,6 +59,18 @@ def test_other_models_are_refused(plan: Any, kind: str) -> None:
         plan.Plan.make(job(model(kind)))
 
 
+def test_a_webui_that_knows_no_stable_diffusion_2(plan: Any) -> None:
+    """Forge Neo's models have no ``is_sd2``: Stable Diffusion 1 is painted, others are refused."""
+    for kind in ("sd1", "sdxl"):
+        neo = model(kind)
+        del neo.is_sd2
+        if kind == "sd1":
+            assert len(plan.Plan.make(job(neo)).schedule) == 4
+        else:
+            with pytest.raises(TiueError, match="this model is SDXL"):
+                plan.Plan.make(job(neo))
+
+
 def test_an_inpainting_model_is_refused(plan: Any) -> None:
     painter = model()
     painter.is_inpaint = True

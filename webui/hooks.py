@@ -30,13 +30,13 @@ def start() -> None:
 
 
 def before(p: Any) -> None:
-    """Ahead of the model's loading: a student whose file is gone is refused in words."""
+    """Ahead of the model's loading: what cannot be a student is refused in words."""
     if p.sampler_name != sampler.NAME:
         return
     wanted = p.override_settings.get("sd_model_checkpoint")
     info = sd_models.get_closet_checkpoint_match(wanted) if wanted else None
     info = info or sd_models.select_checkpoint()
-    reason = None if info is None else students.vanished(info)
+    reason = None if info is None else students.trouble(info)
     if reason is not None:
         p.override_settings = _Refused(reason)
 

@@ -66,23 +66,25 @@ def made_of(sd_model: Any) -> Made:
     Raises:
         TiueError: the model has another layout than Stable Diffusion 1 and 2.
     """
-    if not (sd_model.is_sd1 or sd_model.is_sd2):
+    if not (sd_model.is_sd1 or getattr(sd_model, "is_sd2", False)):  # Neo knows of no 2
         kind = "SDXL" if sd_model.is_sdxl else type(sd_model).__name__
-        raise TiueError(
-            f"this model is {kind}: choose a checkpoint of a student of Stable Diffusion 1.5 or "
-            "2.1, or another sampling method"
-        )
+        raise TiueError(other_model(kind))
     if sd_model.is_inpaint:
-        raise TiueError(
-            "this model is for inpainting: choose a student's checkpoint, or another sampling "
-            "method"
-        )
+        raise TiueError(other_model("for inpainting"))
     info = sd_model.sd_checkpoint_info
     made = Made.read(info.metadata)
     if made is not None:
         return made
     prediction = sd_model.forge_objects.unet.model.predictor.prediction_type
     return Made.stable_diffusion(info.name_for_extra, prediction)
+
+
+def other_model(kind: str) -> str:
+    """What to tell of a model that is no student's."""
+    return (
+        f"this model is {kind}: choose a checkpoint of a student of Stable Diffusion 1.5 or 2.1, "
+        "or another sampling method"
+    )
 
 
 def _check_job(p: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ from huggingface_guess import latent, model_list
 from modules import sd_models
 
 from tiue_core.errors import TiueError
+from tiue_core.io.files import read_header
 from tiue_core.students import checkpoint
 from tiue_core.students.checkpoint import Made, Parts
 from tiue_core.students.ldm_config import unet_config
 
+from .plan import other_model
+
 HERE = Path(__file__).resolve().parent
 STICKERS = HERE.parent / "tiue_core" / "stickers" / "student"
+_OTHERS = {"SDXL": "label_emb.0.0.", "SD3": "joint_blocks.0.", "Flux": "double_blocks.0."}
+_FIRST = "input_blocks.0.0.weight"
 _KEPT = HERE / "models"  # ours goes with the extension; the WebUI's folder has a link to it
 
 
@@ -102,11 +108,14 @@ def students_folder() -> Path:
     return Path(sd_models.model_path) / "tiue"
 
 
-def vanished(checkpoint_info: Any) -> str | None:
-    """What to tell of a checkpoint whose file is gone; the miniature's is put back."""
+def trouble(checkpoint_info: Any) -> str | None:
+    """What to tell of a checkpoint ahead of its loading, which may take minutes and all memory.
+
+    Its file is gone (the miniature's is put back), or its header names another kind of model.
+    """
     path = Path(checkpoint_info.filename)
     if path.is_file():
-        return None
+        return _another_kind(path)
     if path.parent == students_folder() and path.stem == "stickers":
         put_in_place()
         return None
@@ -114,6 +123,17 @@ def vanished(checkpoint_info: Any) -> str | None:
         f"{path} is gone: put it back, or press the refresh button beside Checkpoint and choose "
         "another"
     )
+
+
+def _another_kind(path: Path) -> str | None:
+    shapes: Mapping[str, tuple[int, ...]] = {}
+    with suppress(TiueError):  # no safetensors, or a broken one: the WebUI's own loader tells
+        shapes = read_header(path)
+    for kind, mark in _OTHERS.items():
+        if any(mark in name for name in shapes):
+            return other_model(kind)
+    first = next((shapes[name] for name in shapes if name.endswith(_FIRST)), ())
+    return other_model("for inpainting") if first[1:2] > (4,) else None
 
 
 def chosen() -> Made | None:
