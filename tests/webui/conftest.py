@@ -9,13 +9,26 @@ from io import BytesIO
 from typing import Any
 
 import pytest
+import torch
 from forge_server import ROOT, Forge, Server, find
 from helpers_hosts import LoudSkips
 from PIL import Image
+from safetensors.torch import save_file
 
 sys.path.append(str(ROOT / "tests" / "comfyui"))  # tiny, whose files are the same for both hosts
 import tiny
 
+UNET = "model.diffusion_model."
+STRANGERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "SDXL": {
+        f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
+        f"{UNET}label_emb.0.0.weight": (1280, 2816),
+        "conditioner.embedders.1.model.ln_final.weight": (1280,),
+    },
+    "for inpainting": {f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)},
+    "SD3": {f"{UNET}joint_blocks.0.context_block.attn.qkv.bias": (4608,)},
+    "Flux": {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)},  # as released: no prefix
+}
 collect_ignore = ["probe"]  # an extension, loaded by Forge
 skips = LoudSkips("WEBUI")
 
@@ -24,6 +37,14 @@ skips = LoudSkips("WEBUI")
 def forge() -> Forge:
     needed = "import torch, gradio, diffusers, transformers, joblib"
     return skips.usable(find(), "no Forge at $FORGE_PATH or ~/forge", needed)
+
+
+@pytest.fixture(scope="session")
+def original() -> Forge:
+    """AUTOMATIC1111's WebUI, which is laid out and started alike."""
+    place = Forge.at("A1111", "~/stable-diffusion-webui", ("launch.py", "modules/launch_utils.py"))
+    lacking = "no original at $A1111_PATH or ~/stable-diffusion-webui"
+    return skips.usable(place, lacking, "import torch, gradio, pytorch_lightning")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +77,18 @@ def picture() -> str:
     file = BytesIO()
     Image.effect_noise((128, 128), 60).convert("RGB").save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="session")
+def strangers(server: Server) -> dict[str, str]:
+    """Checkpoints that are no student's, by kind: the names of theirs, hardly any weights."""
+    files = {}
+    for kind, shapes in STRANGERS.items():
+        file = server.models / "Stable-diffusion" / f"{kind.split()[-1]}.safetensors"
+        save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, file)
+        files[kind] = file.name
+    server.post("/sdapi/v1/refresh-checkpoints", {})
+    return files
 
 
 @pytest.fixture(scope="session")

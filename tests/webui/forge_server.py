@@ -42,15 +42,20 @@ class Server(HostServer):
 
     ready = "/sdapi/v1/samplers"
 
-    def __init__(self, forge: Forge, base: Path, *, extension: bool = True):
+    def __init__(
+        self, forge: Forge, base: Path, *, extension: bool = True, probe: bool = True
+    ) -> None:
         super().__init__(forge, base)
         self.models = base / "models"
         self.probe = base / "probe"
         self.environment["TIUE_PROBE"] = str(self.probe)
         for folder in ("extensions", "models/Lora", "models/ControlNet", "probe"):
             (base / folder).mkdir(parents=True, exist_ok=True)
-        if extension:
-            for name, target in (("tiue", ROOT), ("tiue-probe", HERE / "probe")):
+        for name, target, wanted in (
+            ("tiue", ROOT, extension),
+            ("tiue-probe", HERE / "probe", probe),
+        ):
+            if wanted:
                 (base / "extensions" / name).symlink_to(target, target_is_directory=True)
 
     def command(self) -> list[str]:

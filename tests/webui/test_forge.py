@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-from forge_server import NAME, Painting, Refused, Server, script, tiue
+from forge_server import NAME, Refused, Server, tiue
+from parity import CASES, CLOSE, HANGING, PROMPT, WIDE, compare, distance
 
-PROMPT = "a cat on a blue background"
+FROG = "a frog on a blue background"
+FOLDER = os.environ.get("TIUE_SCREENSHOTS")
 JOB = {"prompt": PROMPT, "cfg_scale": 1, "width": 128, "height": 128, "sampler_name": NAME}
-CLOSE = 1e-6  # relative L2 of latents, float32
-
-
-def distance(painting: Painting, reference: Any) -> float:
-    wanted = np.asarray(reference, np.float64)
-    return float(np.linalg.norm(painting.latents - wanted) / np.linalg.norm(wanted))
-
-
-def apart(painting: Painting, pictures: list[Any]) -> int:
-    """Greatest difference of pixels, of 255."""
-    pairs = zip(painting.images[-len(pictures) :], pictures, strict=True)
-    return max(int(np.abs(np.int16(ours) - np.int16(theirs)).max()) for ours, theirs in pairs)
-
-
-CASES = {
-    "plain": ({}, {}),
-    "batch": ({"batch_size": 3}, {"count": 3}),
-    "guided": (
-        {"cfg_scale": 3.0, "negative_prompt": "a dog"},
-        {"guidance_scale": 3.0, "negative_prompt": "a dog"},
-    ),
-    "eight": ({"alwayson_scripts": tiue(8)}, {"steps": 8}),
-    "fast": ({"alwayson_scripts": tiue(0, "fast")}, {"decoders": "fast"}),
-    "wide": ({"width": 192}, {"width": 192}),
-    "odd": ({"width": 136, "height": 104}, {"width": 136, "height": 104}),
-}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_pipelines_latents_and_pictures(server: Server, pipe: Any, case: str) -> None:
     theirs, ours = CASES[case]
-    painting = server.paint(PROMPT, **theirs)
-    latents = pipe(PROMPT, seed=3, output_type="latent", **ours).images
-    pictures = pipe(PROMPT, seed=3, **ours).images
-    off, pixels = distance(painting, latents), apart(painting, pictures)
-    print(f"{case}: latents {off:.1e}, pictures {pixels}")
-    assert len(painting.images) >= len(pictures) and off <= CLOSE and pixels <= 1
+    compare(case, server.paint(PROMPT, **theirs), pipe, **ours)
 
 
 # --- what hangs on Forge's model -----------------------------------------------------------
@@ -60,34 +33,19 @@ def test_lora(server: Server, pipe: Any, lora: str) -> None:
     """A tag in the prompt, kohya's names, UNet and text encoder; merged by hand in the pipeline."""
     painting = server.paint(f"{PROMPT} <lora:{lora}:0.8>")
     with tiny.merged(pipe, server.models / "Lora" / f"{lora}.safetensors", 0.8):
-        latents = pipe(PROMPT, seed=3, output_type="latent").images
-        pictures = pipe(PROMPT, seed=3).images
-    off, pixels = distance(painting, latents), apart(painting, pictures)
-    print(f"lora: latents {off:.1e}, pictures {pixels}")
-    assert off <= CLOSE and pixels <= 1
+        compare("lora", painting, pipe)
     plain = server.paint(PROMPT)
-    assert distance(plain, pipe(PROMPT, seed=3, output_type="latent").images) <= CLOSE
+    compare("without it", plain, pipe)
     assert distance(painting, plain.latents) > 1000 * CLOSE
 
 
-HANGING: dict[str, dict[str, Any]] = {
-    "nothing": {},
-    "FreeU": {"FreeU Integrated (SD 1.x, SD 2.x, SDXL)": script(True, 1.3, 1.4, 0.9, 0.2, 0, 1)},
-    "SAG": {"SelfAttentionGuidance Integrated (SD 1.x, SD 2.x, SDXL)": script(True, 0.5, 2.0, 1.0)},
-    "PAG": {"PerturbedAttentionGuidance Integrated": script(True, 3.0, 0.0, 0.0, 1.0)},
-    "HRFix": {"Kohya HRFix Integrated": script(True, 1, 2.0, 0.0, 1.0, True, "bicubic", "bicubic")},
-    "StyleAlign": {"StyleAlign Integrated": script(True, 1.0)},
-    "MultiDiffusion": {"MultiDiffusion Integrated": script(True, "MultiDiffusion", 96, 96, 32, 4)},
-}
-
-
-@pytest.mark.parametrize("name", HANGING)
+@pytest.mark.parametrize("name", [name for name in HANGING if name not in WIDE])
 def test_the_first_decoder_is_forges_own_forward(server: Server, name: str) -> None:
-    how = {"cfg_scale": 3.0, "batch_size": 2, "negative_prompt": "a dog"}
-    painting = server.paint(PROMPT, alwayson_scripts=HANGING[name], **how)
+    how: dict[str, Any] = {"cfg_scale": 3.0, "batch_size": 2, "negative_prompt": "a dog"}
+    painting = server.paint(PROMPT, **HANGING[name], **how)
     print(f"{name}: {max(painting.parity):.1e} in {len(painting.parity)} calls")
     assert painting.parity and max(painting.parity) <= CLOSE
-    if name not in ("nothing", "FreeU"):  # which acts on Stable Diffusion's widths alone
+    if name != "nothing":
         assert distance(painting, server.paint(PROMPT, **how).latents) > 1000 * CLOSE
 
 
@@ -151,17 +109,32 @@ def test_infotext(server: Server) -> None:
 
 
 def test_xyz(server: Server) -> None:
-    """An axis of our own, and the sampler's."""
-    axes = server.get("/sdapi/v1/script-info")
-    grid = next(s for s in axes if s["name"] == "x/y/z plot" and not s["is_img2img"])
-    axis = grid["args"][0]["choices"].index("[TiUE] Decoders")
-    rest = ["", [], 0, "", [], True, False, False, False, False, False, False, 0, False]
-    arguments = [axis, "1, 2, 4", [], 0, *rest]
-    painting = server.paint(script_name="x/y/z plot", script_args=arguments)
-    whole = server.paint()
-    assert len(painting.latents) == 3
-    assert np.array_equal(painting.latents[2:], whole.latents)
-    assert distance(whole, painting.latents[:1]) > 0.01
+    """An axis of our own, and the seed's; $TIUE_SCREENSHOTS gets the grid."""
+    scripts = server.get("/sdapi/v1/script-info")
+    grid = next(s for s in scripts if s["name"] == "x/y/z plot" and not s["is_img2img"])
+    decoders, seed = (
+        grid["args"][0]["choices"].index(axis) for axis in ("[TiUE] Decoders", "Seed")
+    )
+    rest = [0, "", [], True, False, False, False, False, False, False, 0, False]
+    arguments = [decoders, "1, 2, 4, 8", [], seed, "3, 4", [], *rest]
+    painting = server.paint(FROG, script_name="x/y/z plot", script_args=arguments)
+    if FOLDER:
+        painting.images[0].convert("RGB").save(Path(FOLDER) / "grid.jpg", quality=88)
+    assert len(painting.latents) == 8
+    for place, K in enumerate((1, 2, 4, 8)):
+        alone = server.paint(FROG, alwayson_scripts=tiue(K)).latents
+        assert np.array_equal(painting.latents[place : place + 1], alone)
+
+
+def test_prompts_from_file(server: Server) -> None:
+    """A line of its own settings, and one that is a prompt alone."""
+    lines = f'--prompt "{PROMPT}" --seed 3 --sampler_name "{NAME}"\na red star'
+    script_name = "prompts from file or textbox"
+    arguments = [False, False, "start", lines, False]
+    painting = server.paint("", script_name=script_name, script_args=arguments)
+    assert np.array_equal(painting.latents[:1], server.paint(PROMPT).latents)
+    assert np.array_equal(painting.latents[1:], server.paint("a red star").latents)
+    assert all(f"Sampler: {NAME}" in text for text in painting.infotexts)
 
 
 # --- bad input -----------------------------------------------------------------------------
@@ -192,6 +165,16 @@ def test_refused_in_one_line(server: Server, picture: str, name: str) -> None:
     with pytest.raises(Refused) as refused:
         server.paint(**settings)
     assert expected in str(refused.value) and "TiueError" in str(refused.value)
+    server.paint()
+
+
+@pytest.mark.parametrize("kind", ["SDXL", "SD3", "Flux", "for inpainting"])
+def test_another_kind_of_model_is_refused(
+    server: Server, strangers: dict[str, str], kind: str
+) -> None:
+    """By its header, ahead of the loading."""
+    with pytest.raises(Refused, match=f"this model is {kind}: choose a checkpoint of a student"):
+        server.paint(override_settings={"sd_model_checkpoint": strangers[kind]})
     server.paint()
 
 

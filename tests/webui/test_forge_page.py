@@ -5,17 +5,25 @@ With $TIUE_SCREENSHOTS it leaves pictures there.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forge_server import NAME, Server
+import torch
+from forge_server import NAME, ROOT, Server
+from safetensors.torch import load_file
 
-SLOW = 120_000  # ms; for machines that do other things too
+from tiue_core.cli import main
+from tiue_core.students.checkpoint import read_made
+
+BUILT_IN = ROOT / "tiue_core" / "stickers" / "student"
+SLOW = 300_000  # ms; for machines that do other things too
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FOLDER = os.environ.get("TIUE_SCREENSHOTS")
 
@@ -44,12 +52,17 @@ def shot(page: Any, name: str) -> None:
 
 
 def generate(page: Any) -> float:
-    """Click, and wait for the picture: seconds."""
+    """Click, and wait for the picture and a text that is not the last one's: seconds."""
+    before = page.locator("#html_info_txt2img").inner_text()
     began = time.monotonic()
     page.click("#txt2img_generate")
     page.wait_for_function(
-        "document.querySelector('#html_info_txt2img').innerText.includes('Seed:') && "
-        "[...document.querySelectorAll('#txt2img_gallery img')].some((i) => i.naturalWidth)"
+        """before => {
+            const text = document.querySelector('#html_info_txt2img').innerText;
+            const images = [...document.querySelectorAll('#txt2img_gallery img')];
+            return text.includes('Seed:') && text !== before && images.some(i => i.naturalWidth);
+        }""",
+        arg=before,
     )
     return time.monotonic() - began
 
@@ -66,7 +79,7 @@ def open_accordion(page: Any) -> None:
 
 def test_a_newcomers_picture(page: Any) -> None:
     """Nothing downloaded, nothing chosen: set up, a prompt, Generate."""
-    page.fill("#txt2img_prompt textarea", "a cat on a blue background")
+    page.fill("#txt2img_prompt textarea", "a frog on a blue background")
     open_accordion(page)
     page.click("#tiue_set_up")
     page.wait_for_function(f"document.querySelector('#txt2img_sampling input').value === '{NAME}'")
@@ -90,25 +103,93 @@ def test_infotext_pastes_back(page: Any) -> None:
     assert page.locator("#tiue_speed input:checked").input_value() == "fast"
 
 
-def test_an_error_is_one_line_on_the_page(page: Any) -> None:
-    page.locator("#tiue_folder textarea, #tiue_folder input").first.fill("/nowhere")
+def convert(page: Any, folder: Path | str, expected: str) -> str:
+    page.locator("#tiue_folder textarea, #tiue_folder input").first.fill(str(folder))
     page.click("#tiue_convert")
-    page.wait_for_function("document.querySelector('#tiue_said').innerText.includes('/nowhere')")
-    assert "does not exist: check the path" in page.locator("#tiue_said").inner_text()
+    page.wait_for_function(
+        f"document.querySelector('#tiue_said').innerText.includes({json.dumps(expected)})"
+    )
+    return page.locator("#tiue_said").inner_text()
+
+
+def test_a_folder_is_converted_by_a_click(page: Any, server: Server, tmp_path: Path) -> None:
+    """And chosen, as the page says; it is the file that the command writes, to the byte."""
+    folder = tmp_path / "my-student"
+    shutil.copytree(BUILT_IN, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "timesteps": [901, 451]}))
+    open_accordion(page)
+    said = convert(page, folder, "my-student")
+    assert "press the refresh button beside Checkpoint" in said
+    command = tmp_path / "command.safetensors"
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--to", "checkpoint", str(folder), "--out", str(command)])
+    assert end.value.code == 0
+    written = server.models / "Stable-diffusion" / "tiue" / "my-student.safetensors"
+    ours, theirs = (load_file(file) for file in (written, command))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert read_made(written) == replace(read_made(command), name="my-student")
+    assert "is there already: rename it, or the folder" in convert(page, folder, "already")
+
+    page.click("#forge_refresh_checkpoint")
+    page.wait_for_timeout(1000)
+    checkpoint = page.locator(".model_selection input").first
+    checkpoint.click()
+    page.get_by_role("option", name="my-student").click()
+    page.fill("#txt2img_prompt textarea", "a frog on a red background")
+    page.click("#tiue_set_up")
+    page.wait_for_function(f"document.querySelector('#txt2img_sampling input').value === '{NAME}'")
+    generate(page)
+    said = page.locator("#html_info_txt2img").inner_text()
+    assert "Model: my-student" in said and "TiUE decoders: 2" in said
+
+
+def test_no_student_is_one_line_beside_the_button(page: Any) -> None:
+    open_accordion(page)
+    assert "does not exist: check the path" in convert(page, "/nowhere", "/nowhere")
+    assert "no folder named" in convert(page, "", "no folder named")
+
+
+@pytest.mark.parametrize("name", ["flux", "hires"])
+def test_a_refusal_is_one_line_on_the_page(
+    page: Any, server: Server, strangers: dict[str, str], name: str
+) -> None:
+    choose = "/sdapi/v1/options"
+    if name == "flux":
+        server.post(choose, {"sd_model_checkpoint": strangers["Flux"]})
+        expected = "this model is Flux: choose a checkpoint of a student"
+    else:
+        page.check("#txt2img_hr-visible-checkbox")
+        expected = "choose another Hires sampling method"
+    page.click("#txt2img_generate")
+    page.wait_for_selector("#html_log_txt2img .error")
+    said = page.locator("#html_log_txt2img .error").inner_text()
+    assert said.startswith("TiueError: ") and expected in said and "\n" not in said.strip()
+    if name == "flux":
+        server.post(choose, {"sd_model_checkpoint": "tiue/stickers.safetensors"})
+    else:
+        page.uncheck("#txt2img_hr-visible-checkbox")
+    server.paint()
 
 
 def test_reload_ui_registers_nothing_twice(page: Any, server: Server) -> None:
+    def told(line: str, times: int) -> None:
+        deadline = time.monotonic() + SLOW / 1000
+        while server.log.count(line) < times:
+            assert time.monotonic() < deadline, f"no {line!r} in the log"
+            time.sleep(0.2)
+
+    ready = "Startup time:"
+    told(ready, 1)
+    started = server.log.count(ready)
     page.evaluate("document.querySelector('#settings_restart_gradio').click()")  # in Settings
-    page.wait_for_timeout(2000)
-    deadline = time.monotonic() + SLOW / 1000
-    while time.monotonic() < deadline:
-        try:
-            page.goto(server.url)
-            page.wait_for_selector("#txt2img_generate")
-            samplers = server.get("/sdapi/v1/samplers")
-            break
-        except Exception:
-            time.sleep(1)
+    told("Restarting UI...", 1)
+    page.goto("about:blank")  # the old page would load itself anew, in the midst of it
+    told(ready, started + 1)
+    page.goto(server.url)
+    page.wait_for_selector("#txt2img_generate")
+    samplers = server.get("/sdapi/v1/samplers")
     assert [sampler["name"] for sampler in samplers].count(NAME) == 1
     scripts = server.get("/sdapi/v1/script-info")
     grid = next(s for s in scripts if s["name"] == "x/y/z plot" and not s["is_img2img"])

@@ -23,6 +23,8 @@ class Probe(scripts.Script):
         _watch()
 
     def post_sample(self, p, ps, *_):
+        if not isinstance(ps.samples, torch.Tensor):
+            return  # pixels, of hires fix
         number = len(list(FOLDER.glob("latents-*.npy")))
         np.save(FOLDER / f"latents-{number:03d}.npy", ps.samples.float().cpu().numpy())
 
@@ -32,6 +34,7 @@ def _watch():
 
     class Watched(sampler.ForgeUNet):
         def encode(self, noise, timestep, context, *, y=None, control=None, transformer_options):
+            drawn = torch.random.get_rng_state()  # by token merging, for one
             self.theirs = self.unet(
                 noise.clone(),
                 torch.full((len(noise),), float(timestep), device=noise.device),
@@ -40,6 +43,7 @@ def _watch():
                 control=_copied(control),
                 transformer_options=dict(transformer_options),
             )
+            torch.random.set_rng_state(drawn)
             return super().encode(
                 noise, timestep, context, y=y, control=control,
                 transformer_options=transformer_options,
