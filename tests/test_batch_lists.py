@@ -345,6 +345,25 @@ def tiue(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def test_the_index_that_is_told_is_ours(tiue: Any, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a cat\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("mine")
+    _, told, _ = tiue(tmp_path / "list.txt", "--out", out)
+    assert told.rstrip().endswith("index-tiue.html")
+    _, told, _ = tiue(tmp_path / "list.txt", "--out", out, "--no-index")
+    assert "see" not in told
+
+
+def test_a_dash_is_what_is_piped_in(
+    tiue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("un café\n".encode())))
+    status, told, _ = tiue("-", "--out", tmp_path / "out")
+    assert status == 0 and told.startswith("1 made")
+
+
 _PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part >= 8)) for part in range(40)]
 
 

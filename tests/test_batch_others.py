@@ -40,6 +40,44 @@ def test_options_of_kohya_and_midjourney() -> None:
         assert "another program's option" in wrong(line)
 
 
+@pytest.mark.parametrize(
+    ("line", "seed", "negative"),
+    [
+        ("a cat --seed=7 --no=blue", 7, "blue"),
+        ("a cat --Seed 7 --NO blue", 7, "blue"),
+        ("a cat \u2014seed 7 \u2013no blue", 7, "blue"),  # what a phone makes of two dashes
+        ("a cat --width=64", None, ""),
+    ],
+)
+def test_options_as_people_write_them(line: str, seed: int | None, negative: str) -> None:
+    (row,) = read_text(line)
+    got = row.row  # type: ignore[union-attr]
+    assert (got.prompt, got.seed, got.negative) == ("a cat", seed, negative)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "why"),
+    [
+        ("a cat --sw 50 --seed 1", "txt", "'--sw' is another program's option"),
+        ("a cat \u2014ar 16:9", "txt", "give --width and --height"),
+        ("Steps: 20, Sampler: Euler a, Seed: 1", "txt", "what a picture says of itself"),
+        ("Negative prompt: blurry", "txt", "what a picture says of itself"),
+        ("prompt\na cat --ar 16:9\n", "csv", "'--ar' is an option of programs"),
+        ('{"text": "a cat --v 6"}', "jsonl", "'--v' is an option of programs"),
+        ("- a cat --no dogs", "yaml", "'--no' is an option of programs"),
+    ],
+)
+def test_no_option_becomes_a_word(text: str, kind: str, why: str) -> None:
+    (row,) = read_text(text, kind)
+    assert why in str(row)
+
+
+def test_dashes_that_are_no_options_stay() -> None:
+    for text in ("a cat --sitting", "50% off -- a sale", "a --- b", "a \u2014sitting\u2014 cat"):
+        (row,) = read_text(text)
+        assert row.row.prompt == text  # type: ignore[union-attr]
+
+
 def test_columns_of_data_sets() -> None:
     assert one("Prompts,Category\nA red car.,Colors\n", "csv").prompt == "A red car."
     row = '{"file_name": "0.png", "text": "a cat", "ok": true, "tags": ["x"], "a.b[0]": null}\n'

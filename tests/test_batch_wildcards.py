@@ -98,8 +98,15 @@ def test_an_empty_file_is_told_from_one_that_is_not_there(tmp_path: Path) -> Non
     (tmp_path / "empty.txt").write_text("# later\n")
     with pytest.raises(TemplateError, match="__empty__ has no lines: write some"):
         Wildcards(tmp_path).sample("a __empty__", 0)
-    with pytest.raises(TemplateError, match="no wildcard file for __absent__"):
+    with pytest.raises(TemplateError, match=r"no wildcard file for __absent__ in .*: add it"):
         Wildcards(tmp_path).sample("a __absent__", 0)
+    with pytest.raises(TemplateError, match="did you mean __empty__"):
+        Wildcards(tmp_path).sample("a __Empty__", 0)
+
+
+def test_truth_in_json_is_a_word_of_json(tmp_path: Path) -> None:
+    (tmp_path / "all.json").write_text('{"flags": [true]}')
+    assert Wildcards(tmp_path).sample("__flags__", 0) == "true"
 
 
 @pytest.mark.parametrize(

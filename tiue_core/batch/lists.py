@@ -11,6 +11,7 @@ import io
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -50,6 +51,8 @@ REFUSED = frozenset(
     [
         *("ar", "aspect", "v", "version", "niji", "stylize", "q", "quality", "chaos", "weird"),
         *("style", "sref", "cref", "iw", "tile", "stop", "repeat", "raw", "exp", "cn", "am", "fs"),
+        *("sw", "cw", "ow", "oref", "p", "profile", "fast", "turbo", "relax", "draft", "hd", "sv"),
+        *("video", "motion", "loop", "stealth", "public", "uplight", "upbeta", "test", "testp"),
     ]
 )
 LINE_LIMIT = 1 << 20  # characters
@@ -97,15 +100,17 @@ def read_list(path: Path, *, kind: str | None = None, encoding: str | None = Non
 
 
 def once(path: Path, encoding: str | None = None) -> Path | str:
-    """The path of a list, or its text where it can be read only once (a pipe).
+    """The path of a list, or its text where it can be read only once (a pipe; `-` is the one that
+    the command itself reads from).
 
     Raises:
         TiueError: a pipe that holds no text in this encoding.
     """
-    if path.is_file() or path.is_dir() or not path.exists():
+    pipe = str(path) == "-"
+    if not pipe and (path.is_file() or path.is_dir() or not path.exists()):
         return path
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if pipe else path.read_bytes()
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return data.decode(encoding or ("utf-16" if utf16 else "utf-8-sig"))
     except OSError as error:
@@ -130,8 +135,9 @@ def read_rows(file: Iterable[str], kind: str, name: str) -> Rows:
     for number, (line, raw) in enumerate(_READERS[kind](chain([first] if first else [], lines))):
         if isinstance(raw, Unreadable):
             yield BadRow(name, line, raw.column, str(raw))
-        else:
-            yield check_row(raw, name, line, number)
+            continue
+        row = check_row(raw, name, line, number)
+        yield _without_options(row) if kind != "txt" and isinstance(row, Placed) else row
     if number < 0:
         yield BadRow(name, 1, "", "there is no row in this list: write a prompt")
 
@@ -181,20 +187,23 @@ def _txt(file: Iterable[str]) -> Raw:
             yield number, why
 
 
-_OPTION = re.compile(
-    r"(?:^|(?<=\s))--(?=(?:"
-    + "|".join([*KNOWN, "negative_prompt", "n_iter", *FOREIGN, *SHORT, *PASSED, *REFUSED])
-    + r")(?=\s|$))"
-)
+_NAMES = "|".join(
+    [*KNOWN, "negative_prompt", "n_iter", *sorted(FOREIGN), *SHORT, *sorted(PASSED | REFUSED)]
+).replace("_", "[-_]")
+# Two dashes, or what a phone makes of them.
+_OPTION = re.compile(rf"(?:^|(?<=\s))(?:--|[\u2013\u2014])(?=(?:{_NAMES})(?=[\s=]|$))", re.I)
+_INFOTEXT = re.compile(r"(Negative prompt: |Steps: \d+, \w)")
 
 
 def _options(text: str) -> dict[str, Any]:
-    """`--prompt a cat --seed 3`, or `a cat --seed 3`, or just `a cat`."""
+    """`--prompt a cat --seed 3`, or `a cat --seed=3`, or just `a cat`."""
+    if _INFOTEXT.match(text):
+        raise Unreadable("this is what a picture says of itself: give --negative, --seed instead")
     found = _OPTION.search(text)
     if found is None and not text.startswith("--"):
         return {"prompt": text}
     prompt, tail = (text[: found.start()], text[found.start() :]) if found else ("", text)
-    lexer = shlex.shlex(tail, posix=True, punctuation_chars=False)
+    lexer = shlex.shlex(_OPTION.sub("--", tail), posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.commenters, lexer.quotes = True, "", '"'
     try:
         words = list(lexer)
@@ -203,21 +212,36 @@ def _options(text: str) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": prompt.strip()} if prompt.strip() else {}
     name = "prompt"
     for word in words:
-        if word.startswith("--") and (len(word) > 2):
-            name = known_name(word[2:])
+        if word.startswith("--") and len(word) > 2 and " " not in word.partition("=")[0]:
+            said, _, value = word[2:].partition("=")
+            name = known_name(said)
             name = SHORT.get(name, name)
-            if name in REFUSED:
-                why = "give --width and --height" if name in ("ar", "aspect") else "leave it out"
-                raise Unreadable(f"{shown(word)} is another program's option: {why}")
-            if name not in KNOWN and name not in FOREIGN | PASSED:
-                allowed = ", ".join("--" + known for known in KNOWN)
-                raise Unreadable(f"{shown(word)} is no option: use {allowed}")
+            _check_option(name, f"--{said}")
             if name in row:
                 raise Unreadable("the option is there twice: keep one of them", name)
-            row[name] = ""
+            row[name] = value
         else:
             row[name] = f"{row.get(name, '')} {word}".strip()
     return {name: value for name, value in row.items() if name not in FOREIGN | PASSED}
+
+
+def _check_option(name: str, word: str) -> None:
+    if name in REFUSED:
+        why = "give --width and --height" if name in ("ar", "aspect") else "leave it out"
+        raise Unreadable(f"{shown(word)} is another program's option: {why}")
+    if name not in KNOWN and name not in FOREIGN | PASSED:
+        allowed = ", ".join("--" + known for known in KNOWN)
+        raise Unreadable(f"{shown(word)} is no option: use {allowed}")
+
+
+def _without_options(placed: Placed) -> Placed | BadRow:
+    """A row of a table, whose prompt may not hold options: they would be painted as words."""
+    found = _OPTION.search(placed.row.prompt)
+    if found is None:
+        return placed
+    word = placed.row.prompt[found.start() :].split()[0]
+    why = f"{shown(word)} is an option of programs: give it as a column, or leave it out"
+    return BadRow(placed.file, placed.line, "prompt", why)
 
 
 # --- jsonl ---------------------------------------------------------------------------------

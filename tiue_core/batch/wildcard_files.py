@@ -179,7 +179,8 @@ class _Plain:
             return cls("table", [(str(key), cls.of(inner)) for key, inner in value.items()])
         if isinstance(value, list):
             return cls("list", [cls.of(inner) for inner in value])
-        return cls("text", "" if value is None else str(value))
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        return cls("text", "" if value is None else text)
 
 
 def _compose(text: str, name: str, problems: list[str]) -> _Plain | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from .limits import tick
@@ -56,8 +57,10 @@ class Lines:
                 raise TemplateError(f"the wildcard file __{name}__ has no lines: write some")
             why = "; ".join([*values.problems, *self.files.problems][:2])
             why = f" ({why})" if why else ""
+            near = [] if files else get_close_matches(name, self.files.names(), 1)
+            hint = f"did you mean __{near[0]}__?" if near else "add it"
             raise TemplateError(
-                f"no wildcard file for __{name}__ in {self.folder.name}{why}: add it"
+                f"no wildcard file for __{name}__ in {self.folder.name}{why}: {hint}"
             )
         for problem in values.problems:
             self.leave_out(problem)

@@ -79,8 +79,9 @@ class Session:
                 error = why
         counts = _together(self.ours, run.counts)
         seconds = time.monotonic() - began
+        page = None
         if self.ours.first and error is None:
-            self._finish(run, sheet, index)
+            page = self._finish(run, sheet, index)
         self.ours.together()
         self._tell_notes()
         result = self._result(counts, seconds)
@@ -96,8 +97,7 @@ class Session:
         if self.as_json:
             emit(result)
         else:
-            page = self.out / "index.html"
-            print(f"{line}; in {self.out}" + (f", see {page}" if page.is_file() else ""))
+            print(f"{line}; in {self.out}" + (f", see {page}" if page else ""))
 
     def _paint(self, run: Any) -> None:
         from .console import say
@@ -115,17 +115,20 @@ class Session:
                         kept.append(result.row or result.message)
                 bar(run.counts, count.so_far)
 
-    def _finish(self, run: Any, sheet: bool, index: bool) -> None:
+    def _finish(self, run: Any, sheet: bool, index: bool) -> Path | None:
+        """What shows the pictures; returns the index, where it is written."""
         from ..batch.overview import contact_sheets, html_index
         from .console import progress
 
         if not (sheet or index):
-            return
+            return None
+        page = None
         with progress("contact sheets" if sheet else "index", None):
             if index:
-                html_index(self.out, run.manifest.made())
+                page = html_index(self.out, run.manifest.made())
             if sheet:
                 contact_sheets(self.out, run.manifest.made())
+        return page
 
     def _tell_notes(self) -> None:
         from .console import say
