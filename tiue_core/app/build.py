@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -98,7 +99,15 @@ def launch(page: gr.Blocks, broker: RequestBroker, **options: Any) -> Any:
     """Serve the page; `options` are Gradio's own `launch`'s. Starts loading the first student."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     limits, first = broker.config.limits, broker.config.first
-    broker.worker.submit("the owner", lambda models: models.studio(first))
+
+    def begin(models: Any) -> None:
+        models.studio(first)
+        # What is loaded stays. Python's collector would go through all of it every so often, half
+        # a million objects, and nobody is answered meanwhile.
+        gc.collect()
+        gc.freeze()
+
+    broker.worker.submit("the owner", begin)
     guard = Middleware(Guard, limits=limits, leave=broker.leave)
     settled: dict[str, Any] = {
         "theme": theme(),
