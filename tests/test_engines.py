@@ -90,14 +90,14 @@ def forbid(runner: Any) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("PyTorch ran")
 
-    for watch in runner._watches.values():
+    for watch, _ in runner._watched.values():
         watch.model.register_forward_pre_hook(refuse)
         for child in watch.model.children():
             child.register_forward_pre_hook(refuse)
 
 
 def allow(runner: Any) -> None:
-    for watch in runner._watches.values():
+    for watch, _ in runner._watched.values():
         for module in watch.model.modules():
             module._forward_pre_hooks.clear()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from ..core.packed import PackedUNet, pooled_width
 from ..core.unet import Features, SplitUNet
 from ..export.runtime import GraphSet
-from ..shared.layers import fingerprint
+from ..shared.layers import Bits, tensors_of
 from .watch import Watch
 
 
@@ -80,11 +82,11 @@ class GraphRunner:
 
     def __init__(self, pipe: Any, graphs: GraphSet) -> None:
         self.graphs, self._said = graphs, False
-        models = (*pipe._text_encoders(), pipe.vae)
-        self._watches = {id(model): Watch(model) for model in models}
-        unet = self._watches[id(pipe.unet)] = Watch(pipe.unet)
-        self._seen = {key: _state(watch) for key, watch in self._watches.items()}
-        given = (pipe.unet, graphs, lambda: self.holds(unet.model))
+        models = (*pipe._text_encoders(), pipe.vae, pipe.unet)
+        self._watched = {id(model): (Watch(model), Bits()) for model in models}
+        self._seen = {key: _state(*watched) for key, watched in self._watched.items()}
+        self._known: dict[int, bool] | None = None  # within ``once``
+        given = (pipe.unet, graphs, partial(self.holds, pipe.unet))
         self.unet: SplitUNet = (
             GraphPackedUNet(*given, factor=pipe.vae_scale_factor)
             if pooled_width(pipe.unet)
@@ -93,14 +95,27 @@ class GraphRunner:
 
     def holds(self, model: Any) -> bool:
         """Whether the graphs are of this model and of the weights that it has now."""
-        watch = self._watches.get(id(model))
-        if watch is None:
+        key, known = id(model), self._known
+        if key not in self._watched:
             return False
-        same = _state(watch) == self._seen[id(model)]
+        if known is not None and key in known:
+            return known[key]
+        same = _state(*self._watched[key]) == self._seen[key]
+        if known is not None:
+            known[key] = same
         if not (same or self._said):
             self._said = True
             warnings.warn("the weights are not those of the graph: PyTorch paints", stacklevel=2)
         return same
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Within, the time of one pass, every model's weights are read once."""
+        self._known = {}
+        try:
+            yield
+        finally:
+            self._known = None
 
     def embed(self, encoders: Sequence[Any], ids: Tensor, plain: Callable[[], Tensor]) -> Tensor:
         """Token ids (B, N) to embeddings (B, N, D); ``plain`` does it in PyTorch."""
@@ -122,8 +137,8 @@ class GraphRunner:
         """Nothing of the pipeline was changed."""
 
 
-def _state(watch: Watch) -> tuple:
-    return (*watch.state(), fingerprint(watch.model.parameters()))
+def _state(watch: Watch, bits: Bits) -> tuple:
+    return (*watch.state(), bits.mark(tensors_of(watch.model)))
 
 
 def array(tensor: Tensor) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,10 @@ class Optimized:
     def facts(self) -> dict[str, str]:
         """What a picture's metadata says of the engine: nothing, it is PyTorch."""
         return {}
+
+    def once(self) -> AbstractContextManager[None]:
+        """The time of one pass: nothing to do."""
+        return nullcontext()
 
     def undo(self) -> None:
         for model in self.models:

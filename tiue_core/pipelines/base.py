@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import Signature, signature
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +27,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..core.arguments import (
@@ -43,6 +45,7 @@ from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import graph_runner, optimize
 from ..shared.finite import check_picture
+from ..shared.layers import walk
 from ..students import lycoris, portable
 from ..students.folder import READING, models_of
 from ..students.models import load_components
@@ -55,6 +58,7 @@ from .text_cache import Embeddings
 from .vae import decode
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+_HOOKS = {"_hf_hook", "_diffusers_hook"}  # where accelerate's and diffusers' offloading hang
 
 
 @dataclass
@@ -120,6 +124,7 @@ class TiuePipeline(
         self._merged: list[tuple[Tensor, Tensor]] = []  # weights before LyCORIS' kinds of LoRA
         self.draft_vae: Any = None
         self._optimized: Any = None  # what runs the models, after ``optimize``
+        self._schedules: tuple[Any, dict[tuple, OneWaySchedule]] = (None, {})  # of one config
         self._warned_words: set[str] = set()
         self._warned_sizes: set[str] = set()
 
@@ -217,9 +222,25 @@ class TiuePipeline(
         """The student's own schedule, or the one of K = ``steps``."""
         timesteps = self.config["timesteps"] if steps is None else None
         steps = self.config["steps"] if steps is None else steps
-        return OneWaySchedule.from_config(
-            self.scheduler, steps=steps, timesteps=timesteps, decoders=decoders
-        )
+        if self._schedules[0] is not self.scheduler.config:
+            self._schedules = (self.scheduler.config, {})
+        known, key = self._schedules[1], (type(steps), str(steps), str(timesteps), decoders)
+        if key not in known:
+            known[key] = OneWaySchedule.from_config(
+                self.scheduler, steps=steps, timesteps=timesteps, decoders=decoders
+            )
+        return known[key]
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """diffusers' own, which looks through all modules a dozen times; where none of them has a
+        hook that could put it elsewhere, where the weights are."""
+        names = ("vae", "text_encoder", "text_encoder_2", "unet")
+        models = [one for name in names if isinstance(one := getattr(self, name, None), nn.Module)]
+        if any(not _HOOKS.isdisjoint(vars(m)) for model in models for m in walk(model)):
+            return super()._execution_device
+        devices = [tensor.device for model in models for tensor in islice(model.parameters(), 1)]
+        return next((one for one in devices if one.type not in ("cpu", "meta")), devices[0])
 
     @torch.no_grad()
     def __call__(
@@ -306,6 +327,8 @@ class TiuePipeline(
                 _check_alike(prompt_embeds, against)
                 against = against.expand(prompts, -1, -1)
 
+            once = nullcontext if self._optimized is None else self._optimized.once
+
             def paint(images: range, chunk: int) -> Any:
                 rows = [image // count for image in images]
                 noise = (
@@ -314,14 +337,13 @@ class TiuePipeline(
                     else latents[images.start : images.stop]
                 ).to(device)
                 context = prompt_embeds[rows].to(device)
-                if against is None:
+                if against is not None:
+                    context = torch.cat([against[rows].to(device), context])
+                    noise = torch.cat([noise, noise])
+                with once():
                     z = one_pass(unet, schedule, noise, context, chunk=chunk).latents
-                else:
-                    both = torch.cat([against[rows].to(device), context])
-                    twice = torch.cat([noise, noise])
-                    z = one_pass(unet, schedule, twice, both, chunk=chunk).latents
-                    z = guide(z, guidance_scale)
-                return self._decode_latents(z, output_type, draft)
+                    z = z if against is None else guide(z, guidance_scale)
+                    return self._decode_latents(z, output_type, draft)
 
             batches = []
             for images, batch in in_batches(total, batch_size, chunk or len(schedule), paint):
