@@ -11,7 +11,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class OnnxRuntime:
 
     @staticmethod
     def version() -> str:
-        return need("onnxruntime").__version__
+        return version("onnxruntime")
 
 
 class OpenVino:
@@ -110,7 +110,7 @@ class OpenVino:
 
     @staticmethod
     def version() -> str:
-        return need("openvino").__version__
+        return version("openvino")
 
 
 ENGINES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {
@@ -121,7 +121,19 @@ ENGINES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {
 
 def installed() -> dict[str, str]:
     """The engines that this installation has, and their versions."""
-    return {name: need(name).__version__ for name in ENGINES if find_spec(name) is not None}
+    return {name: version(name) for name in ENGINES if find_spec(name) is not None}
+
+
+def version(name: str) -> str:
+    """An engine's version, read beside it: importing one that is not taken costs half a second.
+
+    Raises:
+        TiueError: it is not installed; says which extra brings it.
+    """
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # under another name, such as onnxruntime-gpu
+        return need(name).__version__
 
 
 def need(name: str) -> Any:

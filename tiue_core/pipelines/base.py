@@ -10,13 +10,11 @@ same folders. An image depends on its prompt, its seed, its size and K, never on
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import Signature, signature
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +29,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..core.arguments import (
-    latent_side,
     one_of,
     seeds_of,
     texts_of,
@@ -45,20 +42,20 @@ from ..core.schedule import STEPS, OneWaySchedule
 from ..core.unet import SplitUNet
 from ..optimize.optimize import graph_runner, optimize
 from ..shared.finite import check_picture
-from ..shared.layers import walk
 from ..students import lycoris, portable
 from ..students.folder import READING, models_of
 from ..students.models import load_components
 from ..students.resolve import find
 from ..students.single_file import read_single_file
-from ..students.vocabulary import Vocabulary, size_note
-from .memory import in_batches
+from ..students.vocabulary import Vocabulary
+from .checks import check_alike, check_unet, latent_shape
+from .memory import device_of, hooked, in_batches
+from .remarks import Remarks, vocabulary_of
 from .text import check_precision, token_limit, tokenize, warn_of_dropped_words
 from .text_cache import Embeddings
 from .vae import decode
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-_HOOKS = {"_hf_hook", "_diffusers_hook"}  # where accelerate's and diffusers' offloading hang
 
 
 @dataclass
@@ -110,7 +107,7 @@ class TiuePipeline(
         requires_safety_checker: bool = False,
     ) -> None:
         super().__init__()
-        _check_unet(unet, self.added_conditions)
+        check_unet(unet, self.added_conditions)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
@@ -125,8 +122,7 @@ class TiuePipeline(
         self.draft_vae: Any = None
         self._optimized: Any = None  # what runs the models, after ``optimize``
         self._schedules: tuple[Any, dict[tuple, OneWaySchedule]] = (None, {})  # of one config
-        self._warned_words: set[str] = set()
-        self._warned_sizes: set[str] = set()
+        self._remarks = Remarks()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -233,14 +229,9 @@ class TiuePipeline(
 
     @property
     def _execution_device(self) -> torch.device:
-        """diffusers' own, which looks through all modules a dozen times; where none of them has a
-        hook that could put it elsewhere, where the weights are."""
         names = ("vae", "text_encoder", "text_encoder_2", "unet")
         models = [one for name in names if isinstance(one := getattr(self, name, None), nn.Module)]
-        if any(not _HOOKS.isdisjoint(vars(m)) for model in models for m in walk(model)):
-            return super()._execution_device
-        devices = [tensor.device for model in models for tensor in islice(model.parameters(), 1)]
-        return next((one for one in devices if one.type not in ("cpu", "meta")), devices[0])
+        return super()._execution_device if hooked(models) else device_of(models)
 
     @torch.no_grad()
     def __call__(
@@ -307,7 +298,7 @@ class TiuePipeline(
         total = prompts * count
         shape = self._latent_shape(width, height, latents, total)
         seeds = seeds_of(seed, total) if latents is None else []
-        self._warn_of_the_unknown(texts or [], shape[2], shape[1])
+        self._remarks.of(self, texts or [], shape[2], shape[1])
         if draft and self.draft_vae is None:
             self.load_draft()
         if latents is not None and seed is not None:
@@ -324,7 +315,7 @@ class TiuePipeline(
             assert prompt_embeds is not None
             against = self.encode_prompt(negative, batch_size) if guided else None
             if against is not None:
-                _check_alike(prompt_embeds, against)
+                check_alike(prompt_embeds, against)
                 against = against.expand(prompts, -1, -1)
 
             once = nullcontext if self._optimized is None else self._optimized.once
@@ -403,44 +394,10 @@ class TiuePipeline(
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The words that the student was trained on, where those are few."""
-        folder = Path(str(self.config.get("_name_or_path") or ""))
-        return Vocabulary(self.tokenizer.get_vocab(), folder)
+        return vocabulary_of(self)
 
-    def _warn_of_the_unknown(self, texts: Sequence[str], width: int, height: int) -> None:
-        """Say once what the student was not trained on; ``width`` and ``height`` in latents."""
-        unknown = self.vocabulary.unknown(texts)
-        words = [word for word in unknown if word not in self._warned_words]
-        notes = [self.vocabulary.note(words, again=bool(self._warned_words))] if words else []
-        factor, own = self.vae_scale_factor, self.unet.config.sample_size
-        sides = own if isinstance(own, list | tuple) else (own, own)
-        size = size_note(width * factor, height * factor, (sides[1] * factor, sides[0] * factor))
-        notes += [size] if size and size not in self._warned_sizes else []
-        self._warned_words.update(words)
-        self._warned_sizes.add(size)
-        for note in notes:
-            warnings.warn(note, stacklevel=4)  # the caller of __call__, past no_grad's wrapper
-
-    def _latent_shape(
-        self, width: int | None, height: int | None, latents: Tensor | None, total: int
-    ) -> tuple[int, int, int]:
-        """(C, h, w) of the latents."""
-        channels, factor = self.unet.config.in_channels, self.vae_scale_factor
-        own = self.unet.config.sample_size
-        sides = own if isinstance(own, list | tuple) else (own, own)
-        if latents is not None:
-            if latents.ndim != 4 or latents.shape[:2] != (total, channels):
-                raise ValueError(
-                    f"latents have shape {tuple(latents.shape)}: give noise of shape "
-                    f"({total}, {channels}, height / {factor}, width / {factor})"
-                )
-            sides = tuple(latents.shape[2:])
-        shape = [channels]
-        for name, given, side in zip(("height", "width"), (height, width), sides, strict=True):
-            pixels = side * factor if given is None else whole(name, given, 1)
-            shape.append(latent_side(name, pixels, factor))
-            if latents is not None and pixels != side * factor:
-                raise ValueError(f"{name} is {pixels} but the latents make {side * factor}")
-        return shape[0], shape[1], shape[2]
+    def _latent_shape(self, *asked: Any) -> tuple[int, int, int]:
+        return latent_shape(self, *asked)
 
     def unload_lora_weights(self, *arguments: Any, **options: Any) -> None:
         """diffusers' own, and the kinds that are merged (``students.lycoris``)."""
@@ -468,42 +425,6 @@ class TiuePipeline(
         images = decode(vae, latents) if run is None else run.image(vae, latents, decode)
         check_picture(self, latents, images)
         return self.image_processor.postprocess(images, output_type=output_type)
-
-
-def _check_alike(prompt_embeds: Tensor, against: Tensor) -> None:
-    """Guidance is a batch of both, which must be of one shape."""
-    (N, D), (n, d) = prompt_embeds.shape[1:], against.shape[1:]
-    if (n, d) != (N, D):
-        raise ValueError(
-            f"prompt_embeds are {N} tokens of width {D}, the negative prompt's {n} of {d}: give "
-            "as many, or guidance_scale=1"
-        )
-
-
-def _check_unet(unet: Any, added: str | None = None) -> None:
-    """Refuse what cannot start from noise and a prompt alone, or wants other conditions."""
-    if unet is None:
-        return
-    config = unet.config
-    if config.in_channels != config.out_channels:
-        raise ValueError(
-            f"this UNet takes {config.in_channels} channels and gives {config.out_channels}: "
-            "inpainting and editing models are not students, give a text-to-image one"
-        )
-    if config.addition_embed_type != added:
-        found = config.addition_embed_type or "none"
-        raise ValueError(
-            f"this UNet wants added conditions ({found}) that do not fit the text encoders: give "
-            "SDXL's with SDXL's two, Stable Diffusion 1's and 2's with one"
-        )
-    if config.class_embed_type is not None or config.num_class_embeds is not None:
-        raise ValueError("this UNet wants a class beside the prompt: give a text-to-image one")
-    if config.time_cond_proj_dim is not None:
-        raise ValueError(
-            "this UNet takes the guidance as an input, as a consistency model's does, and a "
-            "student is given none: paint with --system lcm"
-        )
-    SplitUNet(unet)
 
 
 def _first(run: Callable[[], Any]) -> Tensor:

@@ -1,14 +1,32 @@
-"""When memory runs out: fewer timesteps at once, then fewer images, then a clear line."""
+"""Where models lie, and when memory runs out: fewer timesteps at once, then fewer images, then a
+clear line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..core.memory import out_of_memory
 from ..errors import TiueError
+from ..shared.layers import walk
+
+_HOOKS = {"_hf_hook", "_diffusers_hook"}  # where accelerate's and diffusers' offloading hang
+
+
+def hooked(models: Sequence[nn.Module]) -> bool:
+    """Whether something may move these models' weights about. diffusers asks its own question of
+    all modules a dozen times a picture."""
+    return any(not _HOOKS.isdisjoint(vars(module)) for model in models for module in walk(model))
+
+
+def device_of(models: Sequence[nn.Module]) -> torch.device:
+    """The first accelerator that weights lie on, as diffusers' ``device``, else the CPU."""
+    found = [tensor.device for model in models for tensor in islice(model.parameters(), 1)]
+    return next((one for one in found if one.type not in ("cpu", "meta")), found[0])
 
 
 def in_batches(

@@ -1,0 +1,38 @@
+"""What a pipeline says once of what its student was not trained on; it paints all the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..students.vocabulary import Vocabulary, size_note
+
+
+class Remarks:
+    """What was said already of a student's words and sizes."""
+
+    def __init__(self) -> None:
+        self._words: set[str] = set()
+        self._sizes: set[str] = set()
+
+    def of(self, pipe: Any, texts: Sequence[str], width: int, height: int) -> None:
+        """Warn of unknown words in ``texts`` and of a size (latents) far from the trained one."""
+        vocabulary: Vocabulary = pipe.vocabulary
+        words = [word for word in vocabulary.unknown(texts) if word not in self._words]
+        notes = [vocabulary.note(words, again=bool(self._words))] if words else []
+        factor, own = pipe.vae_scale_factor, pipe.unet.config.sample_size
+        sides = own if isinstance(own, list | tuple) else (own, own)
+        size = size_note(width * factor, height * factor, (sides[1] * factor, sides[0] * factor))
+        notes += [size] if size and size not in self._sizes else []
+        self._words.update(words)
+        self._sizes.add(size)
+        for note in notes:
+            warnings.warn(note, stacklevel=5)  # who called the pipeline, past no_grad's wrapper
+
+
+def vocabulary_of(pipe: Any) -> Vocabulary:
+    """The words that a pipeline's student was trained on, where those are few."""
+    folder = Path(str(pipe.config.get("_name_or_path") or ""))
+    return Vocabulary(pipe.tokenizer.get_vocab(), folder)
