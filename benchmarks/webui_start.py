@@ -43,7 +43,7 @@ def main() -> int:
         for which in ("without", "with")[:: 1 if turn % 2 == 0 else -1]:
             seconds[which].append(round(start(forge, which == "with"), 2))
             print(which, seconds[which][-1], file=sys.stderr, flush=True)
-    medians = {which: statistics.median(times) for which, times in seconds.items()}
+    medians = {which: round(statistics.median(times), 2) for which, times in seconds.items()}
     ratio = round(medians["with"] / medians["without"], 3)
     result = json.dumps({"seconds": seconds, "medians": medians, "ratio": ratio})
     print(result)

@@ -1,8 +1,8 @@
 """A student of Stable Diffusion 1.5's topology with random weights, by Forge's stock loader.
 
 Its text encoder, autoencoder, tokenizer and scheduler are Stable Diffusion's in full; its UNet has
-the same four levels of two layers and eight heads, which the deeper two have half as wide as theirs
-or less: 455 million weights for 1066. FreeU and token merging act on such widths and levels alone.
+the same four levels of two layers and eight heads, all but the first half as wide: 455 million
+weights for 1066. FreeU and token merging act on such widths and levels alone.
 """
 
 from __future__ import annotations
