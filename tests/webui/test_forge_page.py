@@ -92,17 +92,6 @@ def test_a_newcomers_picture(page: Any) -> None:
     shot(page, "forge")
 
 
-def test_infotext_pastes_back(page: Any) -> None:
-    page.fill("#txt2img_prompt textarea", (
-        f"a dog\nSteps: 8, Sampler: {NAME}, CFG scale: 1.5, Seed: 7, Size: 192x128, "
-        "TiUE decoders: 8, TiUE speed: fast"
-    ))  # fmt: skip
-    page.click("#paste")
-    page.wait_for_function("document.querySelector('#tiue_decoders input').value === '8'")
-    assert value(page, "#txt2img_sampling") == NAME
-    assert page.locator("#tiue_speed input:checked").input_value() == "fast"
-
-
 def convert(page: Any, folder: Path | str, expected: str) -> str:
     page.locator("#tiue_folder textarea, #tiue_folder input").first.fill(str(folder))
     page.click("#tiue_convert")
@@ -143,6 +132,17 @@ def test_a_folder_is_converted_by_a_click(page: Any, server: Server, tmp_path: P
     generate(page)
     said = page.locator("#html_info_txt2img").inner_text()
     assert "Model: my-student" in said and "TiUE decoders: 2" in said
+
+
+def test_infotext_pastes_back(page: Any) -> None:
+    page.fill("#txt2img_prompt textarea", (
+        f"a dog\nSteps: 8, Sampler: {NAME}, CFG scale: 1.5, Seed: 7, Size: 192x128, "
+        "TiUE decoders: 8, TiUE speed: fast"
+    ))  # fmt: skip
+    page.click("#paste")
+    page.wait_for_function("document.querySelector('#tiue_decoders input').value === '8'")
+    assert value(page, "#txt2img_sampling") == NAME
+    assert page.locator("#tiue_speed input:checked").input_value() == "fast"
 
 
 def test_no_student_is_one_line_beside_the_button(page: Any) -> None:
