@@ -132,6 +132,51 @@ def test_a_worker_that_is_killed(
     check_same(folder, reference)
 
 
+# A worker that dies of one prompt, as one does of a picture that is too large for its memory.
+DEADLY = """
+import os, sys
+from pathlib import Path
+from tiue_core.batch import rays
+from tiue_core.batch.options import RunOptions
+from tiue_core.batch.session import BatchSession
+from tiue_core.students.resolve import find
+
+class Deadly(rays.RayWorker):
+    def paint(self, jobs):
+        if any("DIE" in job.prompt for job in jobs):
+            os._exit(1)
+        return super().paint(jobs)
+
+rays.RayWorker = Deadly
+order = rays.WorkerOptions("tiny", find("tiny").content_hash(), "cpu", "float32")
+painter = rays.RayPainter(order)
+rows = "DIE\\na dog\\n" + "".join(f"a cat --seed {i}\\n" for i in range(6))
+options = RunOptions(rows, batch_size=2)
+session = BatchSession(painter, painter.settings)
+with session.run(options, Path("out"), engine=painter.engine) as run:
+    said = [result.message for result in run if result.kind == "failed"]
+painter.close()
+print(run.counts.made, *said, sep="|")
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_that_kills_its_worker_fails_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    helpers_students.make_student(tmp_path / "tiny")
+    done = subprocess.run(
+        [sys.executable, "-c", DEADLY],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    made, *failed = done.stdout.strip().splitlines()[-1].split("|")
+    assert made == "6" and len(failed) == 2  # those that shared its batch
+    assert all("its worker died, each time" in line for line in failed)
+
+
 # The command itself, in a process that knows torch by nothing else. Told at its end: jobs that were
 # planned when the first picture had its line, and whether torch was loaded.
 DRIVER = """

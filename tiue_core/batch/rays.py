@@ -163,16 +163,22 @@ class RayPainter(Painter):
         """An ``Engine``: the batches as they are done. Another worker is loaded whenever all those
         there are have something to do, so a short list keeps to a few."""
         painting: dict[Any, tuple[Any, Batch]] = {}
+        died: list[Batch] = []  # with their workers; perhaps of the batch before
         for batch in batches:
             if not batch:
                 yield [], ()
                 continue
-            yield from self._done(painting, wait=False)
+            yield from self._done(painting, died, wait=False)
             while (worker := self._free(painting)) is None:
-                yield from self._done(painting, wait=True)
+                yield from self._done(painting, died, wait=True)
             painting[worker.paint.remote(batch)] = (worker, batch)
         while painting:
-            yield from self._done(painting, wait=True)
+            yield from self._done(painting, died, wait=True)
+        for batch in died:  # once more, each by itself
+            try:
+                yield batch, self.paint(batch)
+            except _DiedError as error:
+                yield batch, [str(error)] * len(batch)
 
     def close(self) -> None:
         """End the workers, and the cluster if it was started here."""
@@ -196,7 +202,7 @@ class RayPainter(Painter):
         return idlest if loads[idlest] < _AHEAD else None
 
     def _done(
-        self, painting: dict[Any, tuple[Any, Batch]], wait: bool
+        self, painting: dict[Any, tuple[Any, Batch]], died: list[Batch], wait: bool
     ) -> Iterator[tuple[Batch, list[Outcome]]]:
         pending = [*painting, *self._loading]
         if not pending:
@@ -212,9 +218,10 @@ class RayPainter(Painter):
             _, batch = painting.pop(one)
             try:
                 outcomes = self._told(self._get(one))
-            except _DiedError as error:
-                outcomes = [str(error)] * len(batch)
-            yield batch, outcomes
+            except _DiedError:
+                died.append(batch)
+            else:
+                yield batch, outcomes
 
     def _get(self, reference: Any) -> Any:
         """What a worker answers; one that was loading is ready then.
@@ -268,6 +275,6 @@ def _start(ray: Any, address: str | None, actors: int) -> None:
             configure_logging=True,
             **options,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # also a bare one, where it takes Ray too long to start
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TiueError(f"no Ray cluster: {first[:200]}") from None
