@@ -22,6 +22,7 @@ from PIL import Image
 
 from tiue_core import cli, students
 from tiue_core.cli import generate
+from tiue_core.cli import student as student_command
 from tiue_core.io import files
 from tiue_core.io.images import read_metadata
 
@@ -296,7 +297,7 @@ def test_control_c(tiue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         early.setattr(generate, "check_writable", stop)
         ended = tiue("generate", "a cat")
         assert ended.status == 130 and ended.error() == "error: stopped"
-    monkeypatch.setattr(generate, "_paint", stop)
+    monkeypatch.setattr(student_command, "_paint", stop)
     ended = tiue("generate", "a cat")
     assert ended.status == 130 and ended.error() == "error: stopped: 0 of 1 made"
 

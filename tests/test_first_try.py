@@ -171,6 +171,20 @@ def test_a_configuration_file_and_the_environment(
         assert "check $TIUE_CONFIG" in typed("generate 'a cat'")[1]
 
 
+def test_short_options_mean_the_same_everywhere() -> None:
+    import typer
+
+    group: Any = typer.main.get_command(cli.build())
+    short = {"--out": "-o", "--count": "-n", "--quiet": "-q"}
+    seen = set()
+    for command in group.commands.values():
+        for option in command.params:
+            for long in short.keys() & set(option.opts):
+                assert short[long] in option.opts, f"{command.name} {long}"
+                seen.add((command.name, long))
+    assert {(name, "--out") for name in ("generate", "batch", "lora", "export")} <= seen
+
+
 def test_negative_and_guidance_are_the_pipelines_and_in_the_metadata(
     tmp_path: Path, student: Path
 ) -> None:

@@ -26,9 +26,9 @@ def register(app: typer.Typer) -> None:
 
 def batch(
     prompts: Annotated[Path, typer.Argument(metavar="LIST", help=".txt, .csv, .jsonl or .yaml.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(
-        "out"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")
+    ] = Path("out"),
     student: Annotated[
         str, typer.Option(help="Name, folder, .safetensors file or hub id.")
     ] = "stickers",
@@ -42,7 +42,9 @@ def batch(
         int | None,
         typer.Option(show_default="each row's own", help="Of rows that have no seed."),
     ] = None,
-    count: Annotated[int, typer.Option(help="Pictures of rows that have no count.")] = 1,
+    count: Annotated[
+        int, typer.Option("--count", "-n", help="Pictures of rows that have no count.")
+    ] = 1,
     batch_size: Annotated[int, typer.Option(help="Pictures per pass.")] = 8,
     decoders: Annotated[str, typer.Option(help="exact or fast, where a row does not say.")] = (
         "exact"

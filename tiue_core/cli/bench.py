@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
         threads: Annotated[
             int | None, typer.Option(min=1, show_default="all", help="Of a CPU.")
         ] = None,
-        out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+        out: Annotated[
+            Path | None, typer.Option("--out", "-o", help="Write the figures here as JSON.")
+        ] = None,
         plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG.")] = None,
         json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
         debug: Debug = False,

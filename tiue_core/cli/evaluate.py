@@ -32,10 +32,12 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         out: Annotated[
-            Path | None, typer.Option(help="Folder of the run; without --data, a JSON file.")
+            Path | None,
+            typer.Option("--out", "-o", help="Folder of the run; without --data, a JSON file."),
         ] = None,
         count: Annotated[
-            int | None, typer.Option(min=1, help="So many prompts.", show_default="all")
+            int | None,
+            typer.Option("--count", "-n", min=1, help="So many prompts.", show_default="all"),
         ] = None,
         data_dir: Annotated[
             Path | None, typer.Option(help="Where COCO, AFHQ or CelebA-HQ lies.")

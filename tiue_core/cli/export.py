@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     student: Annotated[str, typer.Argument(help="Name, folder, .safetensors file or hub id.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file.")],
     to: Annotated[str, typer.Option(metavar="onnx|openvino|pt2|checkpoint")] = "onnx",
     decoders: Annotated[str, typer.Option(metavar="exact|fast")] = "exact",
     steps: Steps = None,

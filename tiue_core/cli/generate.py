@@ -6,8 +6,6 @@ Like every module of commands it imports nothing heavy before a command runs.
 import secrets
 import time
 import warnings
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +13,9 @@ import typer
 
 from ..errors import TiueError
 from ..io.files import check_writable
-from ..io.images import read_metadata
-from ..io.messages import need_torch, quiet_libraries
+from ..io.messages import need_torch
 from .config import configured
-from .console import ask_license, progress, say
+from .console import ask_license, say
 from .options import (
     AcceptLicense,
     Base,
@@ -32,7 +29,8 @@ from .options import (
     Steps,
     student_names,
 )
-from .pictures import BATCH, OTHER_WEIGHTS, Paint, PictureOptions, make
+from .origin import Origin
+from .pictures import PictureOptions
 
 
 def register(app: typer.Typer) -> None:
@@ -126,33 +124,32 @@ def generate(
         raise typer.BadParameter(f"{count} pictures: give 1 or more", param_hint="--count")
     texts = [_clean(prompt) for prompt in prompts or []]
     _hint_at_quotes(texts)
+    options = PictureOptions(texts, count=count, out=out, device=device, json=json)
+    options.accept_license, options.engine = accept_license, engine
     given: dict[str, Any] = {"seed": _seed(seed), "width": width, "height": height, "dtype": dtype}
     settings: dict[str, Any] = {"student": student, "steps": steps, "decoders": decoders}
     settings |= {"lora": lora or None, "base": base, "negative": negative, "guidance": guidance}
-    metadata: dict[str, Any] = {}
-    options = PictureOptions(texts, count=count, out=out, device=device, json=json)
-    options.accept_license = accept_license
+    like = None
     if origin is not None:  # a picture says how it was made: no configuration changes that
         for values in (settings, given):
             values |= {name: None for name in values if configured(context, name)}
-        metadata = read_metadata(origin)
-        options.prompts = texts or [metadata["prompt"]]
-        decides = ("seed", "width", "height", "student_hash")
-        options.take({name: metadata.get(name) for name in decides})
+        like = Origin.read(origin)
+        options.take(like.settings())
+        options.prompts = texts or options.prompts
     if graph is not None:
         _refuse({**settings, "dtype": given.pop("dtype")}, "fixed in a graph", "`tiue export`")
         from . import graphs
 
         options.take(given)
         return graphs.from_file(graph, options, started)
-    if system is None and settings["student"] is None:
-        system = metadata.get("system")
+    if system is None and settings["student"] is None and like is not None:
+        system = like.system
+    switches = {"draft": draft or None, "optimize": optimize or None}
     if system is not None:
-        switches = {"draft": draft or None, "optimize": optimize or None}
         _refuse({**settings, **switches}, "for students", "a student")
         from . import systems
 
-        options.take({"dtype": metadata.get("dtype"), **given})
+        options.take(given)
         return systems.generate(system, options, started)
     # Whatever can be wrong is looked at before torch is imported, which takes seconds.
     from ..core.arguments import DECODERS, GUIDED
@@ -162,12 +159,11 @@ def generate(
         raise typer.BadParameter(
             f"{decoders}: give {' or '.join(DECODERS)}", param_hint="--decoders"
         )
-    options.base, options.engine = settings.pop("base"), engine
     options.loras = [Lora.parse(text) for text in settings.pop("lora") or []]
-    options.draft, options.optimize = draft, optimize
-    if origin is not None:
-        _remember(options, origin, metadata)
-    options.take(settings | given)
+    options.take(settings | given | switches)
+    if like is not None:
+        options.loras = like.loras(options.loras)
+        options.base = options.base or like.base()
     if negative and guidance is None and options.guidance == 1:
         options.guidance = GUIDED
     if options.negative and options.guidance == 1:
@@ -178,7 +174,7 @@ def generate(
         licensed = ask_license(accept_license)
         source = find(options.student, accept_license=licensed, base=options.base)
     except TiueError as missing:
-        if origin is None or student is not None:
+        if like is None or student is not None:
             raise
         name, digest = options.student, (options.student_hash or "")[:10]
         raise TiueError(
@@ -191,16 +187,9 @@ def generate(
     if graphs.from_kept(options, source, started):
         return
     need_torch()
-    record: dict[str, Any] = {}
+    from . import student as studio
 
-    def prepare() -> tuple[Paint, dict[str, Any]]:
-        pipe = _prepared(options, source, record)
-        return partial(_paint, pipe, options), record
-
-    about = {"student": {"name": source.name, "revision": source.revision}}
-    make(options, prepare, about, started)
-    if not (options.loras or options.base or options.draft or device or options.dtype):
-        graphs.later(options, record)
+    studio.generate(options, source, started)
 
 
 def _seed(text: str | None) -> int | None:
@@ -227,111 +216,6 @@ def _refuse(given: dict[str, Any], why: str, where: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise TiueError(f"--{name} is {why}: leave it out, or give it to {where}")
-
-
-def _prepared(options: PictureOptions, source: Any, record: dict[str, Any]) -> Any:
-    """The student, loaded, with what is asked for; fills in what metadata say of its making."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from ..io.record import guidance_record
-    from ..io.record import record as record_of
-
-    with ThreadPoolExecutor(1) as pool, progress("loading", None):
-        digest = pool.submit(source.content_hash)  # reads the weights while they are loaded
-        pipe = _load(options, source)
-        record |= record_of(
-            pipe,
-            source,
-            digest.result(),
-            steps=options.steps,
-            decoders=options.decoders,
-            draft=options.draft,
-            loras=[lora.record() for lora in options.loras],
-        ) | guidance_record(options.guidance, options.negative)
-    if options.student_hash not in (None, record["student_hash"]):
-        warnings.warn(OTHER_WEIGHTS, stacklevel=2)
-    if options.optimize:
-        _optimize(pipe, options, min(BATCH, options.count * len(options.prompts)))
-    elif options.engine not in ("auto", "torch"):
-        named = {name: record[name] for name in ("student", "student_hash")}
-        with progress("making a graph, once", None):
-            fresh = not options.loras
-            pipe.use_graphs(options.engine, record={**named, "loras": []} if fresh else None)
-    record |= pipe.facts
-    return pipe
-
-
-def _load(options: PictureOptions, source: Any) -> Any:
-    from ..pipelines.load import load
-    from ..students.lora import load_loras
-
-    quiet_libraries()
-    pipe = load(source, device=options.device, dtype=options.dtype)
-    pipe.set_progress_bar_config(disable=True)
-    load_loras(pipe, options.loras)
-    if options.draft:
-        pipe.load_draft(accept_license=options.accept_license)
-    return pipe
-
-
-def _optimize(pipe: Any, options: PictureOptions, batch_size: int) -> None:
-    with progress("optimizing", 4) as advance:
-        pipe.optimize(
-            options.engine,
-            width=options.width,
-            height=options.height,
-            batch_size=batch_size,
-            progress=lambda done, *_: advance(int(done > 0)),
-        )
-
-
-def _paint(
-    pipe: Any,
-    options: PictureOptions,
-    prompts: list[str],
-    seeds: list[int],
-    width: int | None,
-    height: int | None,
-) -> Any:
-    return pipe(
-        prompts,
-        seed=seeds,
-        width=width,
-        height=height,
-        steps=options.steps,
-        decoders=options.decoders,
-        draft=options.draft,
-        guidance_scale=options.guidance,
-        negative_prompt=options.negative or None,
-    ).images
-
-
-def _remember(options: PictureOptions, origin: Path, metadata: dict[str, Any]) -> None:
-    """Fill `options` from the metadata of a picture, whose LoRA files must have been given."""
-    from dataclasses import replace
-
-    if metadata.get("made_in") == "ComfyUI":
-        raise TiueError(f"{origin} was made in ComfyUI: drop it onto ComfyUI's page")
-    settings = ("student", "steps", "decoders", "draft", "dtype", "negative", "guidance")
-    options.take({name: metadata.get(name) for name in settings})
-    options.base = options.base or _base_of(metadata)
-    recorded, found = metadata.get("loras") or [], []
-    for made_with in recorded:
-        lora = next((one for one in options.loras if one.is_one(made_with["hash"])), None)
-        if lora is None:
-            raise TiueError(f"{origin} was made with LoRA '{made_with['name']}': add --lora FILE")
-        found.append(replace(lora, strength=made_with["strength"]))
-    known = [one.path for one in found]
-    options.loras = found + [one for one in options.loras if one.path not in known]
-
-
-def _base_of(metadata: dict[str, Any]) -> str | None:
-    """The base of a single file, where it can still be found by its name."""
-    from ..students.resolve import find
-
-    with suppress(TiueError):
-        return metadata.get("base") and find(metadata["base"]).name
-    return None  # looked for as it was then; the hash tells
 
 
 def _clean(prompt: str) -> str:

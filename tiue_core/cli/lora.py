@@ -19,7 +19,10 @@ def lora(
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES", help="A folder of pictures, captions beside them.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="The LoRA to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE.safetensors", help="The LoRA to write."),
+    ],
     trigger: Annotated[
         str | None, typer.Option(help="The word for the new thing; put before captions without it.")
     ] = None,
