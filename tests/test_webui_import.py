@@ -101,6 +101,27 @@ def test_an_entry_of_another_version_is_refused(plan: Any) -> None:
         plan.Plan.make(job(odd))
 
 
+def test_what_a_student_was_not_trained_on_is_told(plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat on a blue background\n")
+    tokens = {"cat</w>": 0, "dragon</w>": 1, "blue</w>": 2, "background</w>": 3, "on</w>": 4}
+    engine = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: tokens))
+    painter = model(text_processing_engine=engine)
+    made = {**vars(Made.stable_diffusion("small")), "format": 1, "side": 128}
+    painter.sd_checkpoint_info.metadata = {"tiue": made}
+
+    def told(prompt: str, width: int = 128) -> list[str]:
+        texts = {"all_prompts": [prompt] * 2, "all_negative_prompts": [""] * 2}
+        asked = job(painter, width=width, height=128, **texts)
+        return plan.untrained(asked, {"small": tmp_path})
+
+    assert told("a (cat:1.2) BREAK a cat AND blue <lora:nobody:1>") == []
+    assert told("a dragon") == [
+        "the student does not know the prompt's 'dragon'; it knows: background, blue, cat"
+    ]
+    (line,) = told("a cat", 512)
+    assert line.startswith("512 x 128 is far from the 128 x 128")
+
+
 def test_a_webui_without_forges_backend_gets_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

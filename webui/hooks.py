@@ -10,7 +10,7 @@ from modules import script_callbacks, scripts, sd_models
 from tiue_core.errors import TiueError
 
 from . import page, sampler, students
-from .plan import Plan
+from .plan import Plan, untrained
 
 __all__ = ["before", "page", "plan", "start"]
 AXIS = "[TiUE] Decoders"
@@ -57,6 +57,9 @@ def plan(p: Any, decoders: Any = 0, speed: str = "plain") -> None:
     p.steps = steps  # one tick of the progress bar each; FreeU and PAG count on them, too
     p.extra_generation_params["TiUE decoders"] = made.decoders
     p.extra_generation_params["TiUE speed"] = speed
+    for line in untrained(p, {"stickers": students.STICKERS}):
+        p.comment(line)  # below the pictures
+        log.warning("%s", line)
 
 
 class _Refused(dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modules.processing import StableDiffusionProcessingImg2Img
@@ -10,9 +12,10 @@ from modules.processing import StableDiffusionProcessingImg2Img
 from tiue_core.core.schedule import OneWaySchedule
 from tiue_core.errors import TiueError
 from tiue_core.students.checkpoint import Made
+from tiue_core.students.vocabulary import notes
 
 SPEEDS = ("plain", "fast")
-PREDICTIONS = ("epsilon", "v_prediction")
+_SYNTAX = re.compile(r"<[^>]*>|\b(?:AND|BREAK)\b")  # of the WebUI's prompts, no words of a picture
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,19 @@ def other_model(kind: str) -> str:
         f"this model is {kind}: choose a checkpoint of a student of Stable Diffusion 1.5 or 2.1, "
         "or another sampling method"
     )
+
+
+def untrained(p: Any, folders: dict[str, Path]) -> list[str]:
+    """What the student of a job was not trained on: words of its prompts, its size; a line each.
+
+    Args:
+        folders: of students that have a list of the prompts they were trained on, by name.
+    """
+    made, engine = made_of(p.sd_model), p.sd_model.text_processing_engine
+    prompts = [_SYNTAX.sub(" ", text) for text in (*p.all_prompts, *p.all_negative_prompts)]
+    folder = folders.get(made.name, Path())
+    size = (p.width, p.height)
+    return notes(engine.tokenizer.get_vocab(), folder, prompts, size, (made.side, made.side))
 
 
 def _check_job(p: Any) -> None:

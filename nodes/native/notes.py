@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ...tiue_core.students.vocabulary import size_note
 from . import checks
 
 KEY = "tiue"  # of our wrappers and attachments
+_FACTOR = 8  # px to a latent, of Stable Diffusion's autoencoders
 _collected: ContextVar[list[str] | None] = ContextVar("tiue_notes", default=None)
 
 
@@ -48,11 +50,12 @@ def tell(lines: list[str]) -> None:
         server.send_progress_text("\n".join(lines), node)
 
 
-def look(guider: Any, sigma: float) -> None:
-    """Tell what on a guider does not act at the one noise level `sigma`.
+def look(guider: Any, sigma: float, noise: Tensor) -> None:
+    """Tell what on a guider does not act at the one noise level `sigma`, and of an unusual size.
 
     Args:
         guider: with its ``conds`` as sampling has prepared them.
+        noise: (B, C, h, w), what is painted from.
 
     Raises:
         ValueError: the picture would be another one than was asked for.
@@ -74,6 +77,10 @@ def look(guider: Any, sigma: float) -> None:
     if made is not None and other is not None and not getattr(other, "of_tiue", False):
         lines.append(sampling_patch(other))
     lines += _ranges(conds, guider.inner_model.model_sampling, sigma)
+    if made is not None:
+        height, width = (_FACTOR * side for side in noise.shape[-2:])
+        size = size_note(width, height, (made.side, made.side))
+        lines += [size] * bool(size)
     _negative(guider)
     tell(list(dict.fromkeys(lines)))
 
@@ -125,7 +132,7 @@ class Guard:
         checks.one_step(sigmas, self.sigma)
         if self.before is not None:
             tell([sampling_patch(self.before)])
-        look(guider, self.sigma)
+        look(guider, self.sigma, noise)
         tell(self._widgets(guider))
         try:
             samples = executor(*given)

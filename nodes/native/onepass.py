@@ -119,7 +119,7 @@ class OnePassSampler(comfy.samplers.Sampler):
         steps = len(sigmas) - 1
         schedule = schedule_of(made_of(patcher), max(steps, 0))
         checks.own_sigmas(sigmas, sigmas_of(schedule))
-        notes.look(model_wrap, sigmas[0].item())
+        notes.look(model_wrap, sigmas[0].item(), noise)
 
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         one_pass = OnePass.on(model, model.model_sampling, schedule, self.options)

@@ -219,7 +219,7 @@ class _Call(comfy.samplers.Sampler):
         noise: Tensor,
         *_: Any,
     ) -> Tensor:
-        notes.look(model_wrap, sigmas[0].item())
+        notes.look(model_wrap, sigmas[0].item(), noise)
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         install(options, self)
         sigma = sigmas[0].double().view(1)

@@ -192,3 +192,12 @@ def test_the_node_that_encodes_a_prompt_says_which_words_are_not_known(nodes):
     with collected() as lines:
         encode(clip.clone(), "a dragon in space")
     assert len(lines) == 1 and "does not know the prompt's 'dragon', 'in', 'space'" in lines[0]
+
+
+def test_a_size_far_from_the_trained_one_is_told(nodes, student, told):
+    positive, wide = student.condition(PROMPT), {"samples": torch.zeros(1, 4, 16, 48)}
+    nodes.OnePassSampler(student.model, positive, student.latent(), SEED)
+    assert told == []
+    nodes.OnePassSampler(student.model, positive, wide, SEED)
+    ksampled(nodes, student, positive, latent=wide)
+    assert len(told) == 2 and all("384 x 128 is far from the 128 x 128" in line for line in told)
