@@ -39,6 +39,12 @@ def tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
+def painted_by(png: bytes) -> tuple[str, ...]:
+    """Options that paint with the engine and the precision of a picture: engines round apart."""
+    said = json.loads(Image.open(io.BytesIO(png)).text["tiue"])  # type: ignore[attr-defined]
+    return ("--engine", said.get("engine", "torch"), "--dtype", said["dtype"])
+
+
 def message(page: Any) -> str:
     """The latest message on the page; it is taken off."""
     toast = page.locator(".toast-body").last
@@ -75,7 +81,8 @@ def test_typing_fast_ends_in_the_last_text_and_the_command_lines_bytes(
     assert seen[-1] == LAST and seen == sorted(seen, key=len)
     assert len(seen) < len(LAST), "every letter was painted"
 
-    ended = tiue("generate", LAST, "--seed", "0", "--out", str(tmp_path), "--json")
+    same = painted_by(png_of(image))
+    ended = tiue("generate", LAST, "--seed", "0", *same, "--out", str(tmp_path), "--json")
     (file,) = json.loads(ended.stdout)["images"]
     assert png_of(image) == Path(file["path"]).read_bytes()
     with page.expect_download() as saved:
@@ -205,10 +212,10 @@ def test_seed_and_link_are_copied(one_browser: Any, server: str) -> None:
 
 
 def test_a_saved_picture_that_is_dropped_restores_its_settings(page: Any, tmp_path: Path) -> None:
-    options = ("--seed", "77", "--negative", "a cat", "--guidance", "3", "--width", "96")
+    same = painted_by(png_of(shown(page, "a cat on a blue background", 0)))
+    options = ("--seed", "77", "--negative", "a cat", "--guidance", "3", "--width", "96", *same)
     ended = tiue("generate", LAST, *options, "--out", str(tmp_path), "--json", "--quiet")
     (file,) = json.loads(ended.stdout)["images"]
-    shown(page, "a cat on a blue background", 0)
     page.evaluate(
         """(data) => {
             const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -239,6 +246,7 @@ def test_negative_prompt_size_presets_and_count(page: Any, tmp_path: Path) -> No
     ended = tiue(
         *("generate", "a cat on a blue background", "--negative", "blue"),
         *("--out", str(tmp_path), "--json", "--quiet"),
+        *painted_by(guided),
     )
     assert guided == Path(json.loads(ended.stdout)["images"][0]["path"]).read_bytes()
     page.get_by_label("Size", exact=True).click()
@@ -330,15 +338,16 @@ def test_a_list_with_a_bad_row(page: Any, tmp_path: Path) -> None:
     page.wait_for_selector("#tiue-gallery img", timeout=SLOW)
     with page.expect_download(timeout=SLOW) as saved:
         page.click("#tiue-zip")
-    list_file = tmp_path / "list.csv"
-    list_file.write_text(rows)
-    made = tiue("batch", str(list_file), "--out", str(tmp_path / "out"), "--batch-size", "4")
-    assert "2 made" in made.stdout + made.stderr
     with zipfile.ZipFile(saved.value.path()) as archive:
         names = set(archive.namelist())
         assert {"manifest.jsonl", "index.html"} <= names
         pictures = sorted(name for name in names if name.endswith(".png"))
         assert len(pictures) == 2
+        list_file = tmp_path / "list.csv"
+        list_file.write_text(rows)
+        same = ("--batch-size", "4", *painted_by(archive.read(pictures[0])))
+        made = tiue("batch", str(list_file), "--out", str(tmp_path / "out"), *same)
+        assert "2 made" in made.stdout + made.stderr
         for name in pictures:
             assert archive.read(name) == (tmp_path / "out" / name).read_bytes()
             Image.open(io.BytesIO(archive.read(name))).verify()
@@ -384,10 +393,11 @@ def test_inside_and_compare(page: Any) -> None:
     page.wait_for_selector("#tiue-features img", timeout=SLOW)
     assert page.locator("#tiue-sums img").count() == 5
     before = page.locator("#tiue-inside img").get_attribute("src")
+    other = "(old) => document.querySelector('#tiue-inside img').src !== old"
     page.get_by_role("spinbutton", name="Weight of decoder 1").fill("0.2")
-    page.wait_for_function(
-        "(old) => document.querySelector('#tiue-inside img').src !== old", arg=before, timeout=SLOW
-    )
+    page.wait_for_function(other, arg=before, timeout=SLOW)
+    page.get_by_label("Prompt", exact=True).locator("visible=true").fill("a boat")
+    page.wait_for_selector('#tiue-inside img[alt="Picture of: a boat"]', timeout=SLOW)
     tab(page, "Compare")
     page.get_by_role("button", name="Compare").last.click()
     page.wait_for_selector("#tiue-compare img", timeout=SLOW)

@@ -88,7 +88,8 @@ class Choices:
     @property
     def changes(self) -> list[Any]:
         """Events after which a picture is not what was asked for any more."""
-        return [part.input for part in self.all]
+        own = [part.input for part in self.all if part is not self.negative]
+        return [*own, self.negative.change]  # `input` does not hear what is pasted
 
     @staticmethod
     def named(values: Sequence[Any]) -> dict[str, Any]:

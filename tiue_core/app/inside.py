@@ -161,7 +161,8 @@ def inside(broker: RequestBroker, choices: Choices) -> None:
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [prompt, apart, second, seed, *gains, *choices.all]
     outputs = [picture, weights, sums, features]
-    changes = [prompt.input, apart.input, second.input, seed.input, show.click]
+    # A Textbox hears by `change` what is pasted, too, and by `input` only keys.
+    changes = [prompt.change, apart.input, second.change, seed.input, show.click]
     gr.on(
         [*changes, *(gain.input for gain in gains)],
         paint,
