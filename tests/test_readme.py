@@ -57,6 +57,7 @@ def test_every_block_works_in_a_fresh_folder(tmp_path: Path) -> None:
         "HOME": str(home),
         "XDG_CONFIG_HOME": str(home / ".config"),
         "HF_HUB_OFFLINE": "1",
+        "TIUE_BACKGROUND": "0",  # graphs for the next picture: nobody waits for them here
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         # What the project depends on is borrowed from here; the project itself is installed.
         "PYTHONPATH": sysconfig.get_paths()["purelib"],
