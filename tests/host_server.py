@@ -33,7 +33,8 @@ class Checkout:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        # A log is of use while it is written.
+        return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 
     @classmethod
     def at(cls, name: str, usual: str, marks: tuple[str, ...], *, beside: bool = False) -> Any:
