@@ -16,7 +16,7 @@ from tiue_core.errors import TiueError
 from tiue_core.export.metadata import read_set
 from tiue_core.export.runtime import GraphSet
 from tiue_core.export.sessions import installed
-from tiue_core.export.write import export_set
+from tiue_core.export.write import CHECKED, export_set
 from tiue_core.optimize import cache, engines
 from tiue_core.optimize.graph_unet import GraphRunner, GraphUNet
 
@@ -65,7 +65,10 @@ def test_the_same_latents_and_pictures(
 
 
 @pytest.mark.parametrize("engine", ["auto", *installed()])
-def test_a_pipeline_runs_in_an_engine(pipe: Any, home: Path, engine: str) -> None:
+def test_a_pipeline_runs_in_an_engine(
+    pipe: Any, home: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_takes(monkeypatch, 1e9)
     expected, guided = latents(pipe), latents(pipe, guidance_scale=3.0, negative_prompt="dog")
     pixels = pipe(PROMPTS, seed=SEEDS, output_type="pt").images
     pipe.optimize(engine, dtype=torch.float32)
@@ -82,6 +85,29 @@ def test_a_pipeline_runs_in_an_engine(pipe: Any, home: Path, engine: str) -> Non
     finally:
         allow(runner)
         pipe.plain()
+
+
+def torch_takes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
+    """PyTorch's time for a picture, as if it were measured; the prompts it was asked for."""
+    asked: list[str] = []
+
+    def measure(pipe: Any, prompt: str) -> float:
+        asked.append(prompt)
+        return seconds
+
+    monkeypatch.setattr("tiue_core.optimize.optimize._seconds", measure)
+    return asked
+
+
+def test_no_engine_is_taken_that_is_slower_than_torch(
+    pipe: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = torch_takes(monkeypatch, 0.0)
+    assert pipe.use_graphs("auto")._optimized is None
+    assert pipe.use_graphs("auto")._optimized is None and asked == [CHECKED]  # once a machine
+    pipe.use_graphs("onnxruntime")  # whoever names one gets it
+    assert pipe._optimized.graphs.engine == "onnxruntime"
+    pipe.plain()
 
 
 def forbid(runner: Any) -> None:

@@ -17,7 +17,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TiueError
+from ..export import metadata
 from ..export.metadata import SET
 from ..export.runtime import GraphSet
 from ..export.sessions import ENGINES, installed, need
@@ -57,13 +58,19 @@ class Measured:
 
 
 def choose(
-    folder: Path, engine: str = "auto", precision: str | None = None, pictures: float = float("inf")
+    folder: Path,
+    engine: str = "auto",
+    precision: str | None = None,
+    pictures: float = float("inf"),
+    without: tuple[str, Callable[[str], float]] | None = None,
 ) -> GraphSet | None:
     """A set with the engine that has ``pictures`` done first, or none where none is right.
 
     Args:
         engine: of ``CHOICES``.
         precision: "float32" or "bfloat16"; by default whichever is faster and right.
+        without: what paints where there is no engine, its name and version, and the seconds that
+            it takes for a picture of a prompt: with "auto", no slower engine is taken.
 
     Raises:
         TiueError: the engine asked for is not installed.
@@ -77,6 +84,9 @@ def choose(
         return one.picture if pictures == float("inf") else one.opening + pictures * one.picture
 
     best = min(right, key=seconds)
+    if engine == "auto" and without is not None and best.picture >= _seconds(folder, *without):
+        _tried.clear()
+        return None
     graphs = _tried.get((folder, best.engine, best.precision))
     _tried.clear()
     return graphs or GraphSet(folder, best.engine, best.precision)
@@ -112,15 +122,12 @@ def _measured(
     folder: Path, versions: Mapping[str, str], precision: str | None
 ) -> Iterator[Measured]:
     """What engines do with a set: remembered, or tried now; those left out that cannot run it."""
-    content = hashlib.sha256((folder / f"{SET}.json").read_bytes()).hexdigest()[:16]
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    machine = f"{platform.machine()} {os.cpu_count()} {threads}".strip()
     remembered = cache.remembered()
     for engine, version in versions.items():
         for kind in ENGINES[engine].precisions:
             if precision not in (None, kind):
                 continue
-            key = " ".join((content, engine, version, kind, machine))
+            key = _key(folder, engine, version, kind)
             known = remembered.get(key)
             try:
                 one = None if known is None else Measured(**known)
@@ -131,6 +138,25 @@ def _measured(
                 cache.remember(key, one if one is None else asdict(one))
             if one is not None:
                 yield one
+
+
+def _seconds(folder: Path, name: str, measure: Callable[[str], float]) -> float:
+    """Of one picture without an engine: remembered, or measured now."""
+    key = _key(folder, name)
+    known = cache.remembered().get(key)
+    if not isinstance(known, float):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of the prompt was said of the graph's
+            known = measure(metadata.read_set(folder)[0]["check"]["prompt"])
+        cache.remember(key, known)
+    return known
+
+
+def _key(folder: Path, *of: str) -> str:
+    """A name for what was measured of a set on this machine."""
+    content = hashlib.sha256((folder / f"{SET}.json").read_bytes()).hexdigest()[:16]
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return " ".join((content, *of, platform.machine(), str(os.cpu_count()), threads)).strip()
 
 
 def _try(folder: Path, engine: str, precision: str) -> Measured | None:
