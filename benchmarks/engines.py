@@ -3,6 +3,7 @@
     python benchmarks/engines.py                          # this tree
     python benchmarks/engines.py --against ../before      # and the pipeline of that checkout
     python benchmarks/engines.py --generate               # `tiue generate`, from the shell
+    python benchmarks/engines.py --right 64               # how far from PyTorch's pictures
 
 Each way lives in a process of its own and paints when it is told to, one after the other, so that
 what else the machine does falls on all alike. Medians; CPU seconds beside elapsed ones.
@@ -104,16 +105,47 @@ def in_turn(ways: dict[str, Callable[[], tuple[float, float]]], rounds: int, war
         )
 
 
+def right(count: int) -> None:
+    """Every engine and precision against PyTorch, over ``count`` fresh prompts: the largest step
+    of 255, and the PSNR of the worst picture and of all together."""
+    import numpy as np
+
+    from tiue_core import TiuePipeline
+    from tiue_core.export.runtime import GraphSet
+    from tiue_core.export.sessions import ENGINES, installed
+    from tiue_core.optimize import cache
+    from tiue_core.stickers.world import World
+
+    prompts = [scene.caption for scene in World(pairs=0.25).scenes(count, 900_001)]
+    pipe = TiuePipeline.from_pretrained("stickers")
+    wanted = pipe(prompts, seed=list(range(count)), output_type="np").images.transpose(0, 3, 1, 2)
+    folder = next(folder for folder, about in cache.kept() if about["student"] == "stickers")
+    for engine in installed():
+        for precision in ENGINES[engine].precisions:
+            graphs = GraphSet(folder, engine, precision)
+            found = [graphs.run([p], [seed])[0][0] for seed, p in enumerate(prompts)]
+            squares = ((np.stack(found) - wanted) ** 2).mean((1, 2, 3))
+            levels = np.abs((np.stack(found) * 255).round() - (wanted * 255).round()).max()
+            worst, all_of_them = (-10 * np.log10(x) for x in (squares.max(), squares.mean()))
+            print(
+                f"{engine:12} {precision:9} at most {levels:3.0f} of 255, worst {worst:5.1f} dB, "
+                f"all {all_of_them:5.1f} dB"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--against", type=Path, help="another checkout, measured first")
     parser.add_argument("--engines", default="torch,onnxruntime,openvino")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--generate", action="store_true", help="the command, not the pipeline")
+    parser.add_argument("--right", type=int, metavar="N", help="differences, not times")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         return worker(given.worker)
+    if given.right:
+        return right(given.right)
     trees = {"before": given.against.resolve()} if given.against else {}
     if given.generate:
         trees["tiue generate"] = HERE
