@@ -19,7 +19,7 @@ HERE = Path(__file__).parents[1] / "stickers"
 MOST = 40_000_000  #: bytes of weights; with the graphs less than 60 MB are shipped
 PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them as they are
 DECODERS = ("decoder-critic", "decoder-more", "decoder")  #: the autoencoder's runs, the last first
-MORE = "-wide"  #: a run's name with this is of the series `more/`, which goes on from the first
+MORE = ("-wide", "-wide-on")  #: ends of names of runs of the series `more/`, the last ones last
 
 
 def ship(runs: Path) -> int:
@@ -34,7 +34,8 @@ def ship(runs: Path) -> int:
     from ..students.models import load_model
 
     made = {folder.parent.name: folder for folder in runs.glob("*/result")}
-    made |= {name.removesuffix(MORE): folder for name, folder in made.items() if MORE in name}
+    for end in MORE:
+        made |= {name.removesuffix(end): run for name, run in made.items() if name.endswith(end)}
     if not made:
         raise SystemExit(f"{runs} holds no finished run: train first, see the README")
     student = TiuePipeline.from_pretrained(made.get("student", HERE / "student"))
@@ -69,8 +70,8 @@ ONE_STEP = """\
 To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too: the same
 teacher distilled with K = 1 at t = 999 (SwiftBrush), as a low-rank difference from the teacher's
 UNet, 250,000 numbers (`one-step/low-rank.safetensors`). It learned 400 updates where the student
-learned 850 (`recipes/more/9-student.yaml`, `10-one-step-low-rank.yaml`), so this table does not say
-which of the two ways is better; docs/study.md does."""
+learned 2,150 (`recipes/more/9`, `12` and `10`), so this table does not say which of the two ways is
+better; docs/study.md does."""
 
 CARD = """---
 license: apache-2.0
