@@ -73,6 +73,10 @@ class HostServer:
         """What starts it, in the checkout's folder."""
         raise NotImplementedError
 
+    def started(self) -> bool:
+        """Whether it has all that it answers with, once it answers."""
+        return True
+
     def __enter__(self) -> Any:
         began = time.monotonic()
         with (self.base / "server.log").open("w") as log:
@@ -86,8 +90,9 @@ class HostServer:
         while time.monotonic() - began < START_LIMIT and self.process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 self.read(self.ready)
-                self.seconds = time.monotonic() - began
-                return self
+                if self.started():
+                    self.seconds = time.monotonic() - began
+                    return self
             time.sleep(0.2)
         self.__exit__()
         raise RuntimeError(f"{self.host.path} did not start:\n{self.log[-4000:]}")
