@@ -22,11 +22,10 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page with two students and a short queue, run where there is a file to steal."""
-    with served("--student", "stickers", "--student", "stickers-teacher", "--queue", "12") as (
-        url,
-        _,
-    ):
+    """A page with two students and a short queue, run where there is a file to steal. PyTorch
+    paints, as in ``conftest.server``."""
+    students = ("--student", "stickers", "--student", "stickers-teacher")
+    with served(*students, "--queue", "12", "--engine", "torch") as (url, _):
         yield url
 
 
@@ -70,7 +69,9 @@ def test_generate_and_batch_through_the_client(two: str, tmp_path: Path) -> None
 
     client = Client(two, verbose=False)
     answer = client.predict(PROMPT, 3, api_name="/generate")
-    ended = tiue("generate", PROMPT, "--seed", "3", "--out", str(tmp_path), "--json")
+    ended = tiue(
+        "generate", PROMPT, "--seed", "3", "--engine", "torch", "--out", str(tmp_path), "--json"
+    )
     (file,) = json.loads(ended.stdout)["images"]
     assert png(answer) == Path(file["path"]).read_bytes()
     job = client.submit("prompt,seed\na cat,1\na boat,many\n", api_name="/batch")
