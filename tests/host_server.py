@@ -74,7 +74,7 @@ class HostServer:
         raise NotImplementedError
 
     def started(self) -> bool:
-        """Whether it has all that it answers with, once it answers."""
+        """Whether it may be asked; before, some hosts' start fails of being asked."""
         return True
 
     def __enter__(self) -> Any:
@@ -89,8 +89,8 @@ class HostServer:
             )
         while time.monotonic() - began < START_LIMIT and self.process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                self.read(self.ready)
                 if self.started():
+                    self.read(self.ready)
                     self.seconds = time.monotonic() - began
                     return self
             time.sleep(0.2)

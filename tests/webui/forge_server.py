@@ -59,7 +59,8 @@ class Server(HostServer):
                 (base / "extensions" / name).symlink_to(target, target_is_directory=True)
 
     def started(self) -> bool:
-        """Forge answers before its scripts have their arguments: a job would do without them."""
+        """Forge answers before its scripts have their arguments: a job would do without them. The
+        original's own start fails if it is asked in the midst of it."""
         return "Startup time:" in self.log
 
     def command(self) -> list[str]:
