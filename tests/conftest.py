@@ -18,16 +18,6 @@ from diffusers import DDIMScheduler
 from small import SD_SCHEDULER, small_text_encoder, small_tokenizer, small_unet, small_vae
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay in one process where several share the work (`-n 2 --dist loadgroup`): those
-    of a room that starts a server once for all of them, and else those of a file."""
-    here = Path(__file__).parent
-    for item in items:
-        first = item.path.relative_to(here).parts[0]
-        item.add_marker(pytest.mark.xdist_group(first))
-
-
 @pytest.fixture(scope="session")
 def playwright_driver() -> Iterator[Any]:
     """Playwright, once for all: its synchronous interface does not start twice in a process."""
