@@ -83,6 +83,7 @@ def command(tree: Path) -> tuple[float, float]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(tree)},
+            cwd=tree,  # where one stands goes before the path
         )
     elapsed, after = time.perf_counter() - began, os.times()
     used = sum(after[2:4]) - sum(before[2:4])  # of the children
