@@ -67,6 +67,33 @@ class Site:
         return asyncio.run(once())
 
 
+def test_queued_requests_are_taken_in_one_after_the_other() -> None:
+    inside, most = 0, 0
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal inside, most
+        assert (await receive())["body"] == b"{}"
+        inside, most = inside + 1, max(most, inside + 1)
+        await asyncio.sleep(0.01)
+        inside -= 1
+        if scope["path"].endswith("/broken"):
+            raise KeyError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def visits() -> list[int]:
+        guard = Guard(serve, Limits(), lambda _: None)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=guard), base_url="http://page/gradio_api"
+        ) as client:
+            paths = ["/queue/join", "/call/batch", "/call/broken", "/queue/join"]
+            answers = (client.post(path, content=b"{}") for path in paths)
+            return [answer.status_code for answer in await asyncio.gather(*answers)]
+
+    assert asyncio.run(visits()) == [200, 200, 400, 200]
+    assert most == 1
+
+
 def test_uploads_end_at_the_quota_and_others_go_on() -> None:
     site = Site(Limits(quota=1 << 20, quota_all=2 << 20))
     answers = [site.ask("POST", "/gradio_api/upload", content=b"x").status_code for _ in range(20)]

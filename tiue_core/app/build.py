@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def launch(page: gr.Blocks, broker: RequestBroker, **options: Any) -> Any:
         gc.collect()
         gc.freeze()
 
+    # A list is looked through, a picture painted beside the event loop: it gets its turn after 1 ms.
+    sys.setswitchinterval(0.001)
     broker.worker.submit("the owner", begin)
     guard = Middleware(Guard, limits=limits, leave=broker.leave)
     settled: dict[str, Any] = {

@@ -7,6 +7,7 @@ stream that would have told of it breaks off; Gradio itself would have it painte
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -33,6 +34,7 @@ ROUTES = re.compile(
 """What this page uses of Gradio's server. Not: its proxy, streams, recordings, deep links, run
 history, monitoring, editors, custom components."""
 
+_QUEUED = re.compile(rf"{_API}/(queue/join/?|call/[^/]+/?)")
 _DIRECT = re.compile(rf"{_API}/(run|api)/")
 _LEAST = 64 << 10  # bytes that an upload counts at least: each makes a folder
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Guard:
         self.uploads = Quota(3600, limits.quota, limits.quota_all)
         self.guesses = Quota(60, limits.guesses)
         self._started = False
+        self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,19 +77,29 @@ class Guard:
             return await _answer(send, 429, "You have uploaded much: try again in an hour.")
 
         direct = _DIRECT.match(scope["path"]) is not None
-        taken, refused, begun, ended = 0, False, False, False
+        # Gradio takes in a new visitor's request in 20 ms, on the event loop. Ten that come at once
+        # go in one after the other, so that who asks for the page waits for one, not for ten.
+        queued = scope["method"] == "POST" and _QUEUED.fullmatch(scope["path"]) is not None
+        taken, refused, begun, ended, turn = 0, False, False, False, False
 
         async def receive_some() -> Message:
-            nonlocal taken, refused
+            nonlocal taken, refused, turn
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self.limit and not ended:
                 refused = True
                 return {"type": "http.disconnect"}
+            whole = message["type"] == "http.request" and not message.get("more_body")
+            if queued and whole and not turn:
+                await self._turn.acquire()
+                turn = True
             return message
 
         async def send_on(message: Message) -> None:
-            nonlocal begun, ended
+            nonlocal begun, ended, turn
+            if turn:
+                turn = False
+                self._turn.release()
             if refused:
                 return
             if message["type"] == "http.response.start":
@@ -110,6 +123,8 @@ class Guard:
                 await _answer(send, 400, "The request was not understood: see the API's page.")
                 ended = True
         finally:
+            if turn:
+                self._turn.release()
             if session and not ended:
                 self.leave(session)
         if refused and not ended:
