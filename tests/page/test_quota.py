@@ -72,7 +72,8 @@ def test_queued_requests_are_taken_in_one_after_the_other() -> None:
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
         nonlocal inside, most
-        assert (await receive())["body"] == b"{}"
+        while (await receive()).get("more_body"):
+            pass
         inside, most = inside + 1, max(most, inside + 1)
         await asyncio.sleep(0.01)
         inside -= 1

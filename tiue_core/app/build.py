@@ -108,7 +108,7 @@ def launch(page: gr.Blocks, broker: RequestBroker, **options: Any) -> Any:
         gc.collect()
         gc.freeze()
 
-    # A list is looked through, a picture painted beside the event loop: it gets its turn after 1 ms.
+    # Lists are looked through beside the event loop, which gets its turn after 1 ms, not after 5.
     sys.setswitchinterval(0.001)
     broker.worker.submit("the owner", begin)
     guard = Middleware(Guard, limits=limits, leave=broker.leave)
