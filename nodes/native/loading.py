@@ -25,7 +25,7 @@ from ...tiue_core.students import checkpoint
 from ...tiue_core.students.checkpoint import STABLE_DIFFUSION, Made
 from ...tiue_core.students.vocabulary import Vocabulary
 from .. import folders
-from . import saved, shapes
+from . import colours, saved, shapes
 from .notes import KEY, tell
 
 Weights = dict[str, torch.Tensor]
@@ -59,7 +59,9 @@ def load_folder(
     clip = _clip(entry, texts, folder / "text_encoder", embeddings, dtype)
     tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
     _tell_of_unknown_words(clip.tokenizer, Vocabulary(tokens, folder))
-    return model, clip, _vae(folder, vae_config, dtype)
+    vae = _vae(folder, vae_config, dtype)
+    colours.fit(model, vae)
+    return model, clip, vae
 
 
 def _tell_of_unknown_words(tokenizer: Any, vocabulary: Vocabulary) -> None:
@@ -104,6 +106,7 @@ def load_checkpoint(
     if folders.of_student(path):
         found = saved.read(path, _Builder(path, embeddings), base or _no_base)
         if found is not None:
+            colours.fit(found[0], found[2])
             return found
     try:
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(

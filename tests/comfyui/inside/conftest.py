@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from harness import Student, called, differences, tiny
+from harness import Student, called, differences, tiny, told
 
 STUDENTS = {"stickers": os.environ["TIUE_STUDENT"], "random": ""}
 
@@ -48,3 +48,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_sep("-", "greatest difference of latents from TiuePipeline's")
     for key, found in groups.items():
         terminalreporter.write_line(f"{max(found):.1e}  {key.removeprefix('test_')} ({len(found)})")
+    for line in told:
+        terminalreporter.write_line(line)

@@ -45,11 +45,12 @@ from tiue_pack.nodes import folders  # noqa: E402
 from tiue_pack.nodes.native import loading  # noqa: E402
 from tiue_pack.tiue_core.pipelines.base import TiuePipeline  # noqa: E402
 
-__all__ = ["CAPPABLE", "TOLERANCE", "Student", "called", "differences", "loading", "tiny"]
+__all__ = ["CAPPABLE", "TOLERANCE", "Student", "called", "differences", "loading", "tiny", "told"]
 folders.register()
 
 
 differences: dict[str, float] = {}  # what Student.difference found, the greatest of every check
+told: list[str] = []  # other figures that the documentation has
 
 
 class Student:
