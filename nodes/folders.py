@@ -21,9 +21,10 @@ _PARTS = ("diffusion_models", "text_encoders", "vae")  # where ModelSave, CLIPSa
 
 
 def register() -> None:
-    """Tell ComfyUI of models/tiue. A path given in extra_model_paths.yaml stays."""
-    own = os.path.join(folder_paths.models_dir, KIND)  # noqa: PTH118 - ComfyUI keeps strings
-    folder_paths.add_model_folder_path(KIND, own)
+    """Tell ComfyUI of models/tiue and output/tiue. A path given in extra_model_paths.yaml stays."""
+    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):  # where we save
+        own = os.path.join(root, KIND)  # noqa: PTH118 - ComfyUI keeps strings
+        folder_paths.add_model_folder_path(KIND, own)
     paths, extensions = folder_paths.folder_names_and_paths[KIND]
     folder_paths.folder_names_and_paths[KIND] = (paths, {*extensions, ".safetensors"})
 

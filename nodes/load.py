@@ -103,7 +103,7 @@ def _known(student: str, accept_licence: bool) -> students.Source:
 
 
 class SaveStudent(io.ComfyNode):
-    """A student, merged or with its LoRAs, as one checkpoint with its schedule and a card."""
+    """A student, merged or with its LoRAs, as a checkpoint or a folder, with schedule and card."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -111,7 +111,8 @@ class SaveStudent(io.ComfyNode):
             node_id="TiUESaveStudent",
             display_name="Save Student",
             description="Writes MODEL, CLIP and VAE, with LoRAs and merges applied, as one "
-            "checkpoint that knows its schedule, and a card beside it. Load Student reads it.",
+            "checkpoint or a diffusers folder that knows its schedule, with a card. Load Student "
+            "reads both.",
             search_aliases=["tiue", "checkpoint save", "merge", "export"],
             inputs=[
                 model_input(),
@@ -120,8 +121,16 @@ class SaveStudent(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my-student",
-                    tooltip="Of the file in output/checkpoints. One that is there is kept: a "
-                    "number is added.",
+                    tooltip="Of the file in output/checkpoints, or the folder in output/tiue. One "
+                    "that is there is kept: a number is added.",
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=["one checkpoint", "diffusers folder"],
+                    default="one checkpoint",
+                    optional=True,
+                    tooltip="One checkpoint: for ComfyUI and the WebUIs. Diffusers folder: also "
+                    "for the command tiue, for Python and for training, whatever its shape.",
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="What Load Student calls it.")],
@@ -129,11 +138,13 @@ class SaveStudent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, name: str) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, name: str, layout: str = "one checkpoint"
+    ) -> io.NodeOutput:
         from .native import saving
 
-        file = saving.save(model, clip, vae, name)
-        return io.NodeOutput(f"checkpoints/{file.name}", ui={"text": [str(file.name)]})
+        file, choice = saving.save(model, clip, vae, name, layout)
+        return io.NodeOutput(choice, ui={"text": [file.name]})
 
 
 NODES = [LoadStudent, SaveStudent]

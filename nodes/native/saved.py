@@ -58,8 +58,8 @@ def read(path: Path, build: Any, base: Callable[[str], tuple[Any, Any, Any]]) ->
         for key in list(tensors)
         if key.endswith((UNET, TEXT))
     }
-    unet = _below(tensors, _PREFIXES["unet"])
-    vae = _below(tensors, _PREFIXES["vae"])
+    unet = below(tensors, _PREFIXES["unet"])
+    vae = below(tensors, _PREFIXES["vae"])
     if not vae and "decoder.conv_in.weight" in tensors:
         vae = tensors
     name = next((entry["name"] for entry in entries.values()), None) or _named(path)
@@ -69,7 +69,7 @@ def read(path: Path, build: Any, base: Callable[[str], tuple[Any, Any, Any]]) ->
     if model is not None:  # a whole checkpoint has other names for the text encoder, too
         text = {k: v for k, v in tensors.items() if k.startswith("cond_stage_model.")}
         tensors.update(model.model.model_config.process_clip_state_dict(text))
-    text = next((found for p in _TEXT_PREFIXES if (found := _text(tensors, p))), {})
+    text = text_tensors(tensors)
     known = "text_encoder" in entries and text
     clip = build.clip(entries["text_encoder"], text) if known else None
     parts = (model, clip, build.vae(vae) if vae else None)
@@ -81,20 +81,23 @@ def read(path: Path, build: Any, base: Callable[[str], tuple[Any, Any, Any]]) ->
 
 def vae_config(weights: dict[str, Tensor]) -> dict[str, Any]:
     """The arguments of ComfyUI's ``AutoencoderKL``, read off the tensors' shapes."""
+    return shapes.vae_params(vae_shape(weights))
+
+
+def vae_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What diffusers' config of an ``AutoencoderKL`` says of its tensors' shapes."""
     levels = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.down."))
     blocks = [key for key in weights if key.startswith("encoder.down.0.block.")]
     widths = [
         weights[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)
     ]
-    return shapes.vae_params(
-        {
-            "block_out_channels": widths,
-            "latent_channels": weights["decoder.conv_in.weight"].shape[1],
-            "in_channels": weights["encoder.conv_in.weight"].shape[1],
-            "out_channels": weights["decoder.conv_out.weight"].shape[0],
-            "layers_per_block": 1 + max(int(key.split(".")[4]) for key in blocks),
-        }
-    )
+    return {
+        "block_out_channels": widths,
+        "latent_channels": weights["decoder.conv_in.weight"].shape[1],
+        "in_channels": weights["encoder.conv_in.weight"].shape[1],
+        "out_channels": weights["decoder.conv_out.weight"].shape[0],
+        "layers_per_block": 1 + max(int(key.split(".")[4]) for key in blocks),
+    }
 
 
 class Folder(TemporaryDirectory):
@@ -113,12 +116,17 @@ def made_from(entry: dict[str, Any]) -> Made:
         raise TiueError("the file was saved by another version: save it again") from None
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _text(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k: v for k, v in _below(tensors, prefix).items() if k.startswith("text_model.")}
+def text_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a text encoder that CLIPSave named, as transformers names them."""
+    for prefix in _TEXT_PREFIXES:
+        found = {k: v for k, v in below(tensors, prefix).items() if k.startswith("text_model.")}
+        if found:
+            return found
+    return {}
 
 
 def _named(path: Path) -> str | None:

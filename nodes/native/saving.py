@@ -1,4 +1,4 @@
-"""A student to one checkpoint: what ComfyUI's CheckpointSave writes, with how it was made."""
+"""A student to files: one checkpoint, as CheckpointSave writes it, or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -14,53 +14,75 @@ from comfy import model_management
 from safetensors.torch import save_file
 
 from ...tiue_core.students import checkpoint
-from . import checks
+from .. import folders
+from . import checks, saving_folder
 from .onepass import made_of
 
+CHECKPOINT, FOLDER = "one checkpoint", "diffusers folder"
 _CARD = """# {name}
 
 A one-pass text-to-image student, saved in ComfyUI from *{source}*{patches}.
 
 - one encoder pass, {steps} decoders{timesteps}; trained at {side} px
-- load it with the node *Load Student*, or `TiuePipeline.from_pretrained("{file}")` where it has a
-  shape of Stable Diffusion 1.5 or 2.1
+- load it with the node *Load Student*, or {how}
 - the licence is that of what it was made from
 """
+_HEAD = "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
+_HOW = {
+    CHECKPOINT: '`TiuePipeline.from_pretrained("{file}")` where it has a\n'
+    "  shape of Stable Diffusion 1.5 or 2.1",
+    FOLDER: 'with `tiue generate "a prompt" --student {file}`',
+}
 
 
-def save(model: Any, clip: Any, vae: Any, name: str) -> Path:
-    """Write output/checkpoints/NAME.safetensors, whole or not at all, and NAME.md beside it.
+def save(model: Any, clip: Any, vae: Any, name: str, layout: str = CHECKPOINT) -> tuple[Path, str]:
+    """Write output/checkpoints/NAME.safetensors and NAME.md, or output/tiue/NAME with README.md.
+
+    Whole or not at all; a name that is taken gets a number.
+
+    Returns:
+        The file or folder, and what Load Student calls it.
 
     Raises:
-        ValueError: the name is none, or the MODEL is no student's.
+        ValueError: the name is none, the MODEL is no student's, or its folder cannot be made.
     """
     checks.student(model)
     if not re.fullmatch(r"[\w.+ -]*\w[\w.+ -]*", name):
         raise ValueError(f"name is {name!r}: give a file name of letters, digits, dots and dashes")
-    folder = Path(folder_paths.get_output_directory()) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    made, out, number = made_of(model), folder / f"{name}.safetensors", 1
+    if layout not in _HOW:
+        raise ValueError(f"layout is {layout!r}: choose one of {', '.join(_HOW)}")
+    kind, suffix = (folders.KIND, "") if layout == FOLDER else ("checkpoints", ".safetensors")
+    place = Path(folder_paths.get_output_directory()) / kind
+    place.mkdir(parents=True, exist_ok=True)
+    made, out, number = made_of(model), place / f"{name}{suffix}", 1
     while out.exists():
         number += 1
-        out = folder / f"{name}-{number}.safetensors"
-    model_management.load_models_gpu([model, clip.load_model()], force_patch_weights=True)
-    texts = getattr(clip, "state_dict_for_saving", clip.get_sd)()
-    own = getattr(model, "state_dict_for_saving", model.model.state_dict_for_saving)
-    tensors = {key: tensor.contiguous() for key, tensor in own(texts, vae.get_sd()).items()}
-    context = model.model.model_config.unet_config["context_dim"]
-    metadata = checkpoint.metadata(replace(made, name=out.stem), context)
-    with TemporaryDirectory(dir=folder, prefix=".tiue-") as unfinished:
-        whole = Path(unfinished) / out.name
-        save_file(tensors, whole, metadata)
-        whole.replace(out)
+        out = place / f"{name}-{number}{suffix}"
+    title = out.name.removesuffix(suffix)
     card = _CARD.format(
-        name=out.stem,
+        name=title,
         source=made.name,
         patches=", with patches (LoRA or merge) applied" if model.patches else "",
         steps=made.steps,
         timesteps=f" at {json.dumps(made.timesteps)}" if made.timesteps else "",
         side=made.side,
-        file=out.name,
+        how=_HOW[layout].format(file=out.name),
     )
-    out.with_suffix(".md").write_text(card, encoding="utf-8")
-    return out
+    entries = saving_folder.entries(model, clip) if layout == FOLDER else None
+    model_management.load_models_gpu([model, clip.load_model()], force_patch_weights=True)
+    texts = getattr(clip, "state_dict_for_saving", clip.get_sd)()
+    own = getattr(model, "state_dict_for_saving", model.model.state_dict_for_saving)
+    whole = own(dict(texts), vae.get_sd())  # which empties what it is given
+    tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
+    with TemporaryDirectory(dir=place, prefix=".tiue-") as unfinished:
+        file = Path(unfinished) / out.name
+        if entries:
+            saving_folder.write(*entries, {**tensors, **texts}, made, file)
+            (file / "README.md").write_text(_HEAD + card, encoding="utf-8")
+        else:
+            context = model.model.model_config.unet_config["context_dim"]
+            save_file(tensors, file, checkpoint.metadata(replace(made, name=title), context))
+        file.replace(out)
+    if layout == CHECKPOINT:
+        out.with_name(f"{title}.md").write_text(card, encoding="utf-8")
+    return out, f"{kind}/{out.name}"

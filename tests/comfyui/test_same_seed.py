@@ -54,10 +54,46 @@ def test_comfyui_paints_what_the_command_line_paints(
             tiue("generate", words, "--seed", seed, *options, "--out", tmp_path, "--json")
         )
         apart = np.abs(pixels(made["images"][0]["path"]) - in_comfyui).max()
-        print(f"ComfyUI {server.comfy.version}, seed {seed}: {apart}/255 from {name}")
+        print(f"ComfyUI {server.host.version}, seed {seed}: {apart}/255 from {name}")
         assert apart <= 2
 
 
 def pixels(source: Any) -> np.ndarray:
     with Image.open(source) as image:
         return np.asarray(image.convert("RGB"), int)
+
+
+def test_a_folder_that_comfyui_saved_paints_the_same_on_the_command_line(
+    server: Server, tmp_path: Path
+) -> None:
+    """Save Student, as a diffusers folder, with a LoRA applied."""
+    info = server.get("/object_info")
+    shipped = (ROOT / "workflows" / "lora.json").read_text(encoding="utf-8")
+    prompt = to_prompt(json.loads(shipped), info)
+    words, seed = ASKED[0]
+    nodes_of(prompt, "EmptyLatentImage")[0]["batch_size"] = 1
+    nodes_of(prompt, "CLIPTextEncode")[0]["text"] = words
+    nodes_of(prompt, "TiUEOnePassSampler")[0]["seed"] = seed
+    lora = next(key for key, node in prompt.items() if node["class_type"] == "LoraLoader")
+    (decode,) = nodes_of(prompt, "VAEDecode")
+    prompt["save"] = {
+        "class_type": "TiUESaveStudent",
+        "inputs": {
+            "model": [lora, 0],
+            "clip": [lora, 1],
+            "vae": decode["vae"],
+            "name": "with-lora",
+            "layout": "diffusers folder",
+        },
+    }
+    run = server.run(prompt)
+    assert run.status == "success", run.messages
+    (picture,) = (image for image in run.images)
+    in_comfyui = pixels(io.BytesIO(server.view(picture)))
+    made = {}
+    for student in (server.base / "output" / "tiue" / "with-lora", "stickers"):
+        asked = ["generate", words, "--seed", seed, "--student", student, "--json"]
+        made[student] = json.loads(tiue(*asked, "--out", tmp_path))["images"][0]["path"]
+    saved, plain = (np.abs(pixels(path) - in_comfyui).max() for path in made.values())
+    print(f"ComfyUI {server.host.version}: {saved}/255 from generate (without the LoRA {plain})")
+    assert saved <= 2 < plain

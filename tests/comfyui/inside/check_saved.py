@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from harness import TOLERANCE, Student
+from harness import TOLERANCE, Student, loading
+from tiue_pack.nodes.native import saving
 
 import folder_paths  # isort: skip
 from comfy_extras import nodes_model_merging as merging  # isort: skip
@@ -22,7 +23,7 @@ def student():
 @pytest.fixture
 def output(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    for kind in ("checkpoints", "diffusion_models", "text_encoders", "vae"):
+    for kind in ("checkpoints", "diffusion_models", "text_encoders", "vae", "tiue"):
         paths, extensions = folder_paths.folder_names_and_paths[kind]
         folder = "clip" if kind == "text_encoders" else kind
         places = ([*paths, str(tmp_path / folder)], extensions)
@@ -89,17 +90,59 @@ def test_a_merge_is_saved_as_it_paints(nodes, output, tmp_path):
     assert (again - reference).abs().max() < 0.05  # half precision on disk
 
 
+@pytest.mark.parametrize("layout", ["one checkpoint", "diffusers folder"])
 @pytest.mark.parametrize("shape", [{}, {"use_linear_projection": True, "attention_head_dim": 8}])
-def test_other_shapes_and_a_tiny_autoencoder(nodes, output, tmp_path, shape):
-    from tiue_pack.nodes.native import loading
-
+def test_other_shapes_and_a_tiny_autoencoder(nodes, output, tmp_path, shape, layout):
     with torch.inference_mode(False):
         folder = tiny.student(tmp_path / "student", tiny_vae=bool(shape), **shape)
     parts = loading.load_folder(folder)
-    nodes.SaveStudent(*parts, "tiny")
-    again = nodes.LoadStudent("checkpoints/tiny.safetensors")
+    again = nodes.LoadStudent(nodes.SaveStudent(*parts, "tiny", layout))
     for ours, theirs in zip(painted(nodes, *again), painted(nodes, *parts), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_folder_is_read_back_here_and_by_the_library(nodes, output):
+    """With a LoRA: Load Student gives the same to the bit, TiuePipeline the same latents."""
+    from tiue_pack.tiue_core.pipelines.base import TiuePipeline
+
+    model, clip, vae = nodes.LoadStudent("stickers")
+    key = "diffusion_model.middle_block.0.in_layers.2.weight"
+    change = torch.randn(model.model.state_dict()[key].shape, generator=torch.manual_seed(0))
+    model = model.clone()
+    model.add_patches({key: (change,)}, 0.02)
+    latents, pixels = painted(nodes, model, clip, vae)
+    plain, _ = painted(nodes, *nodes.LoadStudent("stickers"))
+    assert (latents - plain).abs().max() > 100 * TOLERANCE
+
+    assert nodes.SaveStudent(model, clip, vae, "mine", "diffusers folder") == "tiue/mine"
+    assert nodes.SaveStudent(model, clip, vae, "mine", "diffusers folder") == "tiue/mine-2"
+    folder = output / "tiue" / "mine"
+    card = (folder / "README.md").read_text()
+    assert "4 decoders" in card and "stickers" in card and "patches" in card
+    assert not [path for path in (output / "tiue").iterdir() if path.name.startswith(".")]
+    again, picture = painted(nodes, *nodes.LoadStudent("tiue/mine"))
+    assert (again - latents).abs().max() < 0.05  # the patched weight, in half precision on disk
+    assert (picture - pixels).abs().max() < 0.1
+    model, clip, vae = loading.load_folder(folder, dtype=torch.float32)
+    ours, shown = painted(nodes, model, clip, vae)
+    with torch.inference_mode(False):
+        pipe = TiuePipeline.from_pretrained(folder)
+        theirs = pipe(PROMPT, seed=7, output_type="latent").images
+        seen = pipe(PROMPT, seed=7, output_type="pt").images
+    scale = model.model.latent_format.scale_factor
+    assert (ours * scale - theirs).abs().max() < TOLERANCE
+    assert (shown.movedim(-1, 1) - seen).abs().max() < 1e-3
+    assert pipe.config["steps"] == 4 and pipe.scheduler.config["beta_start"] == 0.00085
+
+
+def test_a_folder_needs_what_tensors_do_not_say(nodes, output, monkeypatch):
+    model, clip, vae = nodes.LoadStudent("stickers")
+    monkeypatch.delattr(model.model.model_config, "tiue_entry")
+    with pytest.raises(ValueError, match=r"this MODEL .* choose 'one checkpoint'"):
+        saving.save(model, clip, vae, "mine", "diffusers folder")
+    with pytest.raises(ValueError, match="layout is 'zip': choose one of"):
+        nodes.SaveStudent(model, clip, vae, "mine", "zip")
+    assert not list((output / "tiue").iterdir())
 
 
 def test_names_that_are_none(nodes, student):
