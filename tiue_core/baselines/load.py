@@ -121,7 +121,7 @@ def _pipeline(found: Found, dtype: Any) -> Any:
         options |= {**dict.fromkeys(nothing), "requires_safety_checker": False}
     try:
         second = ("text_encoder_2", "tokenizer_2") if system.xl else ()
-        names = ("unet", "vae", "text_encoder", "tokenizer", *second)
+        names = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *second)
         options |= load_components(folder, [name for name in names if name not in options], dtype)
         return kind.from_pretrained(str(folder), **options)
     except (ValueError, OSError, RuntimeError, TypeError, AttributeError) as error:

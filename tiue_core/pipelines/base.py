@@ -150,7 +150,7 @@ class TiuePipeline(
             if folder.is_file():
                 folder, models = read_single_file(folder, base, dtype)
                 kwargs = {**models, **kwargs}
-        kind, names = cls, (*models_of(folder), "tokenizer")
+        kind, names = cls, (*models_of(folder), "tokenizer", "scheduler")
         if "text_encoder_2" in names:
             names = (*names, "tokenizer_2")
             if cls.added_conditions is None:

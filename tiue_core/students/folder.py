@@ -23,10 +23,11 @@ _MOST_TIMESTEPS = 100_000
 _ORDER = ("", "fp32", "fp16", "bf16")  #: of what is read where there are several
 
 
-#: Keys of configs that are computed with, of a VAE and of a scheduler.
+#: Keys of configs that are computed with, of a VAE, a scheduler and a tokenizer.
 NUMBERS = {
     "beta_end",
     "beta_start",
+    "model_max_length",
     "num_train_timesteps",
     "scaling_factor",
     "shift_factor",

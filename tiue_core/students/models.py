@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import TiueError
 from ..io.files import read_header
 from . import portable
+from .configs import check_values, load_scheduler
 from .folder import read_json, weights
 from .low_rank import add_low_rank
 
@@ -68,6 +69,7 @@ def empty(kind: Any, folder: Path) -> Any:
 
     config = read_json(folder / "config.json", "copy the folder again")
     _check_depth(config, folder)
+    check_values(getattr(kind, "config_class", None) or kind, config, folder / "config.json")
     try:
         with init_empty_weights(include_buffers=False):
             if hasattr(kind, "config_class") and kind.config_class is not None:
@@ -186,9 +188,6 @@ def class_of(folder: Path, name: str) -> Any:
         "transformers": (transformers, transformers.PreTrainedModel),
     }
     index = read_json(folder / "model_index.json", "copy the folder again")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        read_json(scheduler, "copy the folder again")  # diffusers makes it, and believes all of it
     library, kind = index[name]
     module, parent = libraries[library]
     found = getattr(module, str(kind), None)
@@ -198,12 +197,14 @@ def class_of(folder: Path, name: str) -> Any:
 
 
 def load_components(folder: Path, names: Iterable[str], dtype: Any = None) -> dict[str, Any]:
-    """These models and tokenizers of a diffusers folder, by name."""
+    """These models, tokenizers and the scheduler of a diffusers folder, by name."""
     parts = {}
     index = read_json(folder / "model_index.json", "copy the folder again")
     for name in names:
         if name.startswith("tokenizer"):
             parts[name] = load_tokenizer(folder / name, "Fast" in str(index.get(name)))
+        elif name == "scheduler":
+            parts[name] = load_scheduler(folder)
         else:  # diffusers takes a dtype for each, too
             own = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
             parts[name] = load_model(class_of(folder, name), folder / name, own)
@@ -230,6 +231,9 @@ def load_tokenizer(folder: Path, fast: bool = False) -> Any:
     if not old and not (folder / "tokenizer.json").is_file():
         raise TiueError(f"{folder} has no tokenizer: copy the folder again")
     kind = CLIPTokenizerFast if fast else CLIPTokenizer
+    said = folder / "tokenizer_config.json"
+    if said.is_file():
+        read_json(said, "copy the folder again")
     try:
         if old or fast or issubclass(CLIPTokenizerFast, CLIPTokenizer):
             return kind.from_pretrained(str(folder), local_files_only=True)

@@ -14,7 +14,7 @@ from ..errors import TiueError
 from ..io.files import read_header, safetensors_metadata
 from .base import BARE, PREFIX, find_base, measure, own_parts
 from .checkpoint import read_made
-from .folder import read_json
+from .configs import load_scheduler
 from .models import class_of, empty, fill, first_line, read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -101,8 +101,6 @@ def _made(path: Path) -> dict[str, Any]:
 def _scheduler(folder: Path, shapes: Shapes, said: str | None) -> dict[str, Any]:
     """The base's, where the file says that it predicts something else, or has no signal left at
     the end: keys ``v_pred`` and ``ztsnr``, as ComfyUI and others read them, or its metadata."""
-    import diffusers
-
     changes: dict[str, Any] = {}
     if "v_pred" in shapes or said in ("v", "v_prediction"):
         changes["prediction_type"] = "v_prediction"
@@ -112,7 +110,4 @@ def _scheduler(folder: Path, shapes: Shapes, said: str | None) -> dict[str, Any]
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if not changes:
         return {}
-    index = read_json(folder / "model_index.json", "copy the folder again")
-    kind = getattr(diffusers, str(index["scheduler"][1]))
-    config = read_json(folder / "scheduler" / "scheduler_config.json", "copy the folder again")
-    return {"scheduler": kind.from_config({**config, **changes})}
+    return {"scheduler": load_scheduler(folder, **changes)}
