@@ -10,7 +10,7 @@ from typing import Any
 import helpers_students as helpers
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -33,8 +33,12 @@ def sd(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def sdxl(folder: Path, **changes: Any) -> Path:
-    """SDXL's layout: two text encoders, sizes and pooled text as added conditions."""
+def sdxl(folder: Path, second: int = 32, **changes: Any) -> Path:
+    """SDXL's layout: two text encoders, sizes and pooled text as added conditions.
+
+    ``second`` is the width of the second encoder, 32 that of the first; diffusers tells the two of
+    one file apart by it.
+    """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -43,16 +47,17 @@ def sdxl(folder: Path, **changes: Any) -> Path:
     text.num_hidden_layers, text.projection_dim = 2, 32
     torch.manual_seed(4)
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    text.hidden_size = text.projection_dim = second
     CLIPTextModelWithProjection(text).save_pretrained(folder / "text_encoder_2")
     (folder / "tokenizer_2").mkdir()
     for file in (folder / "tokenizer").iterdir():
         (folder / "tokenizer_2" / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "unet" / "config.json").read_text())
     wide = {
-        "cross_attention_dim": 64,
+        "cross_attention_dim": 32 + second,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        "projection_class_embeddings_input_dim": 6 * 8 + second,
     }
     unet: Any = UNet2DConditionModel.from_config({**config, **wide, **changes})
     unet.save_pretrained(folder / "unet")
@@ -67,6 +72,45 @@ def sdxl(folder: Path, **changes: Any) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def sdxl_file(folder: Path, path: Path, **more: Tensor) -> Path:
+    """A folder of ``sdxl`` as one checkpoint, in the names of SDXL's own code."""
+    tensors = {**helpers.single_file_tensors(folder), **more}
+    moved = {"cond_stage_model.": "conditioner.embedders.0."}
+    moved |= {
+        f"model.diffusion_model.add_embedding.linear_{n}": f"model.diffusion_model.label_emb.0.{at}"
+        for n, at in ((1, 0), (2, 2))
+    }
+    for old, new in moved.items():
+        tensors = {key.replace(old, new): tensor for key, tensor in tensors.items()}
+    second = load_file(folder / "text_encoder_2" / "model.safetensors")
+    tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in _open_clip(second).items()}
+    tensors["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    return path
+
+
+def _open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' names to OpenCLIP's: q, k and v in one, the projection the other way round."""
+    inside = "text_model."
+    made = {
+        "positional_embedding": tensors[f"{inside}embeddings.position_embedding.weight"],
+        "token_embedding.weight": tensors[f"{inside}embeddings.token_embedding.weight"],
+        "ln_final.weight": tensors[f"{inside}final_layer_norm.weight"],
+        "ln_final.bias": tensors[f"{inside}final_layer_norm.bias"],
+        "text_projection": tensors["text_projection.weight"].T,
+    }
+    parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"}
+    parts |= {"mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+    for layer in range(2):
+        theirs, ours = f"{inside}encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            for old, new in parts.items():
+                made[f"{ours}{new}.{kind}"] = tensors[f"{theirs}{old}.{kind}"]
+            three = [tensors[f"{theirs}self_attn.{one}_proj.{kind}"] for one in "qkv"]
+            made[f"{ours}attn.in_proj_{kind}"] = torch.cat(three)
+    return made
 
 
 def unet_file(folder: Path, path: Path) -> Path:

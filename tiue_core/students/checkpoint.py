@@ -17,7 +17,7 @@ from ..core.schedule import STEPS, OneWaySchedule
 from ..errors import TiueError
 from ..io.files import check_writable, explain, read_header, sort_metadata, to_disk
 from . import original
-from .folder import MODELS, check_folder, weights
+from .folder import MODELS, check_folder, models_of, weights
 
 STABLE_DIFFUSION = {
     "num_train_timesteps": 1000,
@@ -31,13 +31,23 @@ STABLE_DIFFUSION = {
 }
 """The scheduler that Stable Diffusion 1 and 2, and their students, were trained with."""
 
+BLANK = "force_zeros_for_empty_prompt"  # in an index, of SDXL's layout
 KEY = "tiue"  # of our entry in the metadata
 FORMAT = 1
-_ARCHITECTURES = {768: "stable-diffusion-v1", original.OPEN_CLIP: "stable-diffusion-v2-512"}
+_ARCHITECTURES = {
+    768: "stable-diffusion-v1",
+    original.OPEN_CLIP: "stable-diffusion-v2-512",
+    2048: "stable-diffusion-xl-v1-base",
+}
 _NAMES = {
     "unet": ("model.diffusion_model.", original.unet_tensors),
     "vae": ("first_stage_model.", original.vae_tensors),
     "text_encoder": ("cond_stage_model.", original.text_tensors),
+}
+_NAMES_XL = {
+    **_NAMES,
+    "text_encoder": ("conditioner.embedders.0.", original.first_text_tensors),
+    "text_encoder_2": ("conditioner.embedders.1.", original.second_text_tensors),
 }
 
 
@@ -50,6 +60,7 @@ class Made:
     steps: int  # K
     timesteps: list[int] | None  # where they are not the scheduler's for K
     side: int  # in pixels, of the square that it was trained on
+    blank_zeros: bool | None = None  # of SDXL's layout: whether an empty prompt is all zeros
 
     @classmethod
     def stable_diffusion(cls, name: str, prediction_type: str = "epsilon") -> Made:
@@ -98,7 +109,7 @@ class Parts:
     """What a checkpoint is made of: configs as diffusers and transformers have them, tensors."""
 
     made: Made
-    configs: Mapping[str, Mapping[str, Any]]  # of unet, vae and text_encoder
+    configs: Mapping[str, Mapping[str, Any]]  # of unet, vae, text_encoder and SDXL's second
     tensors: Mapping[str, Mapping[str, Any]]
 
     @classmethod
@@ -106,20 +117,16 @@ class Parts:
         """From a diffusers folder, without a model being built.
 
         Raises:
-            TiueError: no such folder, or not a student's of one text encoder.
+            TiueError: no such folder, or not a student's.
         """
         from safetensors.torch import load_file
 
         check_folder(folder)
-        if (folder / "text_encoder_2").is_dir():
-            raise TiueError(
-                f"{folder} is SDXL's layout, which has no original names here: convert a student "
-                "of the shape of Stable Diffusion 1.5 or 2.1"
-            )
         index = _json(folder / "model_index.json")
-        configs = {name: _json(folder / name / "config.json") for name in MODELS}
+        names = models_of(folder)
+        configs = {name: _json(folder / name / "config.json") for name in names}
         tensors: dict[str, dict[str, Any]] = {}
-        for name in MODELS:
+        for name in names:
             tensors[name] = {}
             for path in weights(folder / name):
                 tensors[name].update(load_file(path))
@@ -129,14 +136,10 @@ class Parts:
     @classmethod
     def of_pipeline(cls, pipe: Any, name: str) -> Parts:
         """From a ``TiuePipeline``; LoRAs are to be fused into it before."""
-        if getattr(pipe, "text_encoder_2", None) is not None:
-            raise TiueError(
-                f"{name} has SDXL's layout, which has no original names here: convert a student "
-                "of the shape of Stable Diffusion 1.5 or 2.1"
-            )
-        models = {part: getattr(pipe, part) for part in MODELS}
+        parts = (*MODELS, *["text_encoder_2"] * hasattr(pipe, "text_encoder_2"))
+        models = {part: getattr(pipe, part) for part in parts}
         configs = {
-            part: model.config.to_dict() if part == "text_encoder" else dict(model.config)
+            part: model.config.to_dict() if part.startswith("text") else dict(model.config)
             for part, model in models.items()
         }
         tensors = {part: model.state_dict() for part, model in models.items()}
@@ -156,10 +159,10 @@ def write(parts: Parts, out: Path, dtype: Any = None) -> Path:
     from safetensors.torch import save_file
 
     original.check(parts.configs)
-    made = parts.made
+    made, names = parts.made, _NAMES_XL if "text_encoder_2" in parts.configs else _NAMES
     tensors = {
         prefix + name: (tensor if dtype is None else tensor.to(dtype)).contiguous()
-        for part, (prefix, rename) in _NAMES.items()
+        for part, (prefix, rename) in names.items()
         for name, tensor in rename(dict(parts.tensors[part]), parts.configs[part]).items()
     }
     check_writable(out.parent)
@@ -191,11 +194,12 @@ def metadata(made: Made, context: int) -> dict[str, str]:
     """Ours, and what others read of it (Stability AI's model spec 1.0.0).
 
     Args:
-        context: the width of the prompt's embedding, which tells Stable Diffusion 1 from 2.
+        context: the width of the prompt's embedding, which tells Stable Diffusion 1, 2 and XL.
     """
+    own = {k: v for k, v in vars(made).items() if k != "blank_zeros" or v is not None}
     return {
         "format": "pt",
-        KEY: json.dumps({"format": FORMAT, **vars(made)}, sort_keys=True),
+        KEY: json.dumps({"format": FORMAT, **own}, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES.get(context, "tiue"),
         "modelspec.title": made.name,
@@ -216,6 +220,7 @@ def _made(name: str, scheduler: Any, index: Mapping[str, Any], configs: Mapping[
         steps=steps if timesteps is None else len(timesteps),
         timesteps=None if timesteps is None else list(timesteps),
         side=side * factor,
+        blank_zeros=index.get(BLANK, True) if "text_encoder_2" in configs else None,
     )
 
 

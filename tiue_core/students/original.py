@@ -3,6 +3,7 @@
     UNet          model.diffusion_model.input_blocks, middle_block, output_blocks, out, time_embed
     autoencoder   first_stage_model.encoder, decoder
     text encoder  cond_stage_model.transformer (CLIP-L), cond_stage_model.model (OpenCLIP-H, fused)
+    SDXL's two    conditioner.embedders.0.transformer (CLIP-L), .1.model (OpenCLIP-bigG, fused)
 
 The numbers of the original lists count every layer of all levels; diffusers' count per level.
 """
@@ -32,6 +33,8 @@ _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",  # SDXL's pooled text and sizes
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -126,14 +129,32 @@ def vae_tensors(tensors: Tensors, config: Config) -> Tensors:
 
 def text_tensors(tensors: Tensors, config: Config) -> Tensors:
     """A ``CLIPTextModel``'s tensors under the original names, with ``cond_stage_model.`` off."""
-    plain = {
+    if config["hidden_size"] != OPEN_CLIP:
+        return first_text_tensors(tensors, config)
+    return {f"model.{key}": tensor for key, tensor in _open_clip(_plain(tensors)).items()}
+
+
+def first_text_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """The same of CLIP-L; of SDXL's first, too, with ``conditioner.embedders.0.`` off."""
+    return {f"transformer.text_model.{key}": value for key, value in _plain(tensors).items()}
+
+
+def second_text_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """SDXL's second, with ``conditioner.embedders.1.`` off; its projection lies the other way."""
+    plain = _plain(tensors)
+    projection = plain.pop("text_projection.weight").T
+    return {
+        f"model.{key}": tensor
+        for key, tensor in {**_open_clip(plain), "text_projection": projection}.items()
+    }
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    return {
         key.removeprefix("text_model."): tensor
         for key, tensor in tensors.items()
         if not key.endswith("position_ids")
     }
-    if config["hidden_size"] != OPEN_CLIP:
-        return {f"transformer.text_model.{key}": tensor for key, tensor in plain.items()}
-    return {f"model.{key}": tensor for key, tensor in _open_clip(plain).items()}
 
 
 def _open_clip(tensors: Tensors) -> Tensors:
@@ -162,8 +183,9 @@ def check(configs: Mapping[str, Config]) -> None:
     unet, vae = configs["unet"], configs["vae"]
     known = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
     odd = sorted({*unet["down_block_types"], *unet["up_block_types"]} - known)
-    if unet.get("addition_embed_type"):
-        odd.append("added conditions (SDXL)")
+    added = "text_time" if "text_encoder_2" in configs else None
+    if unet.get("addition_embed_type") != added:
+        odd.append("added conditions unlike SDXL's")
     if unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") != "UNetMidBlock2DCrossAttn":
         odd.append(f"the middle block {unet['mid_block_type']}")
     if vae.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
@@ -171,7 +193,7 @@ def check(configs: Mapping[str, Config]) -> None:
     if odd:
         raise TiueError(
             f"a student with {', '.join(odd)} has no place in Stable Diffusion's original layout: "
-            "convert one of the shape of Stable Diffusion 1.5 or 2.1"
+            "convert one of the shape of Stable Diffusion 1.5, 2.1 or SDXL"
         )
 
 

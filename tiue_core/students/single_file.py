@@ -12,15 +12,20 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header, safetensors_metadata
-from .base import BARE, PREFIX, find_base, measure, own_parts
-from .checkpoint import read_made
+from .base import BARE, PREFIX, find_base, measure, own_parts, wants_sizes
+from .checkpoint import BLANK, read_made
 from .configs import load_scheduler
+from .folder import models_of
 from .models import class_of, empty, fill, first_line, read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = dict[str, Any]
 
-_OPEN_CLIP = "cond_stage_model.model."
+#: Where OpenCLIP's names stand: Stable Diffusion 2's text encoder, and the second of SDXL.
+_OPEN_CLIP = {
+    "text_encoder": "cond_stage_model.model.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}
 
 
 def read_single_file(
@@ -29,7 +34,8 @@ def read_single_file(
     """The folder that completes a single file, and the models that come from the file itself.
 
     Args:
-        path: a checkpoint in Stable Diffusion's own naming, or a UNet in that or diffusers' naming.
+        path: a checkpoint in the own naming of Stable Diffusion or SDXL, or a UNet in that or
+            diffusers' naming.
         base: a diffusers folder; by default one that is here (`base.find_base`).
         dtype: a torch dtype.
 
@@ -55,31 +61,29 @@ def _read(name: str, tensors: Tensors, folder: Path, path: Path, dtype: Any) -> 
     """One model of a file, by diffusers' own table of names, its config from the base."""
     from diffusers.loaders import single_file_utils as names
 
+    if name not in models_of(folder):
+        raise TiueError(f"it brings a {name}, as SDXL has, and the folder is of another layout")
     model = empty(class_of(folder, name), folder / name)
     if name == "unet":
         if BARE in tensors:  # diffusers knows the original naming by its prefix only
             tensors = {PREFIX + key: tensor for key, tensor in tensors.items()}
         if PREFIX + BARE in tensors:
-            _all_known(tensors, path)
+            if wants_sizes(tensors) and model.config.addition_embed_type is None:
+                raise TiueError("its UNet wants a class or SDXL's sizes beside the prompt")
             found = names.convert_ldm_unet_checkpoint(dict(tensors), config=model.config)
         else:
             found = dict(tensors)
     elif name == "vae":
         found = names.convert_ldm_vae_checkpoint(tensors, config=model.config)
-    elif any(key.startswith(_OPEN_CLIP) for key in tensors):
+    elif any(key.startswith(_OPEN_CLIP[name]) for key in tensors):
         text = getattr(model, "text_model", model)
-        found = names.convert_open_clip_checkpoint(text, tensors, prefix=_OPEN_CLIP)
-        # OpenCLIP's file has a layer more than Stable Diffusion 2 uses.
-        layers = model.config.num_hidden_layers
-        found = {key: tensor for key, tensor in found.items() if _layer_of(key) < layers}
+        found = names.convert_open_clip_checkpoint(text, tensors, prefix=_OPEN_CLIP[name])
+        if name == "text_encoder":  # whose file has a layer more than Stable Diffusion 2 uses
+            layers = model.config.num_hidden_layers
+            found = {key: tensor for key, tensor in found.items() if _layer_of(key) < layers}
     else:
         found = names.convert_ldm_clip_checkpoint(tensors)
     return fill(model, found, path, dtype)
-
-
-def _all_known(tensors: Tensors, path: Path) -> None:
-    if any(key.startswith(PREFIX + "label_emb.") for key in tensors):
-        raise TiueError(f"{path} wants a class or SDXL's sizes beside the prompt")
 
 
 def _layer_of(name: str) -> int:
@@ -95,7 +99,10 @@ def _made(path: Path) -> dict[str, Any]:
     if made is None:
         return {}
     scheduler = DDIMScheduler.from_config(made.scheduler)
-    return {"scheduler": scheduler, "steps": made.steps, "timesteps": made.timesteps}
+    options = {"scheduler": scheduler, "steps": made.steps, "timesteps": made.timesteps}
+    if made.blank_zeros is not None:
+        options[BLANK] = made.blank_zeros
+    return options
 
 
 def _scheduler(folder: Path, shapes: Shapes, said: str | None) -> dict[str, Any]:
