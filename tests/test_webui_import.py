@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import helpers_systems as hs
 import pytest
 from helpers_hosts import ROOT, imported_roots, installed, loaded
 
@@ -174,3 +175,28 @@ def test_install_elsewhere_says_what_it_is(tmp_path: Path) -> None:
     assert result.returncode == 1 and "diffusers is missing" in result.stdout
     assert "neither ComfyUI's nor a WebUI's" in result.stdout
     assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_of_sdxls_layout_is_not_converted_for_forge(
+    plan: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever Forge's families say of its widths."""
+
+    class Family:
+        @classmethod
+        def matches(cls, shape: Any) -> bool:
+            return True
+
+    families = SimpleNamespace(SD15=Family, SD20=Family)
+    guess = {"latent": SimpleNamespace(), "model_list": families}
+    monkeypatch.setitem(sys.modules, "huggingface_guess", SimpleNamespace(**guess))
+    models = SimpleNamespace(model_path=str(tmp_path / "models"), list_models=lambda: None)
+    monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(sd_models=models))
+    monkeypatch.setitem(sys.modules, "alone.plan", plan)
+    students = loaded(ROOT / "webui" / "students.py", "alone.students", "alone")
+    (tmp_path / "models" / "tiue").mkdir(parents=True)
+    assert students.convert(str(hs.sd(tmp_path / "sd"))) == "sd.safetensors"
+    with pytest.raises(TiueError, match="Forge cannot load it: use it in ComfyUI") as error:
+        students.convert(str(hs.sdxl(tmp_path / "xl")))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "models" / "tiue" / "xl.safetensors").exists()

@@ -114,11 +114,15 @@ def test_a_folder_that_lacks_the_second_encoder_is_one_line(folder: Path) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_the_hosts_own_models_do_not_hold_it(pipe: Any) -> None:
+def test_the_hosts_own_models_are_told_of_it(pipe: Any) -> None:
+    """ComfyUI's hold it (``tests/comfyui/inside/check_xl.py``); other conditions are refused."""
     from tiue_core.students.ldm_config import unet_config
 
-    with pytest.raises(ValueError, match=r"ComfyUI's and Forge's .* added conditions \(SDXL\)"):
-        unet_config(pipe.unet.config)
+    told = unet_config(pipe.unet.config)
+    assert (told["adm_in_channels"], told["num_classes"]) == (6 * 8 + 32, "sequential")
+    for change in ({"addition_embed_type": "text"}, {"freq_shift": 1}, {"flip_sin_to_cos": False}):
+        with pytest.raises(ValueError, match="ComfyUI's and Forge's own models cannot hold"):
+            unet_config({**pipe.unet.config, **change})
 
 
 EVERY_TERM = {"pairs": 4, "pair_steps": 2, "regression": 1.0, "adversarial": 0.1, "perceptual": 0.5}

@@ -147,8 +147,9 @@ def chosen() -> Made | None:
 def _check_family(parts: Parts, source: Path) -> None:
     """Forge's loader holds Stable Diffusion's own shapes, and the miniature's."""
     shape = unet_config(parts.configs["unet"])
+    alone = shape["adm_in_channels"] is None  # nothing beside the prompt, as SDXL's sizes are
     for family in (Stickers, model_list.SD15, model_list.SD20):
-        if family.matches({"adm_in_channels": None, "use_temporal_attention": False, **shape}):
+        if alone and family.matches({"use_temporal_attention": False, **shape}):
             return
     raise TiueError(
         f"{source} has another shape than Stable Diffusion 1.5, 2.1 or the miniature, so Forge "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -114,3 +116,14 @@ def _listed(text: str, kind: type, what: str, example: str) -> list:
         return [kind(part) for part in text.replace(",", " ").replace(";", " ").split()]
     except ValueError:
         raise ValueError(f"{what} are '{text}': give numbers, such as {example}") from None
+
+
+def complete(folder: Path, missing: Any, unexpected: Any) -> None:
+    """Every weight of a model must be there; what is left over is told to the log."""
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights, {min(missing)} for one: "
+            "its config.json and its weights do not belong together"
+        )
+    if unexpected:
+        logging.info("%s: %d weights are not used", folder, len(unexpected))

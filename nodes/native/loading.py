@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import comfy.model_base
 import comfy.model_patcher
 import comfy.sd
-import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy import model_management, sd1_clip
+from comfy import model_management, sdxl_clip
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ...tiue_core.core.schedule import STEPS
 from ...tiue_core.io.files import read_header
 from ...tiue_core.students import checkpoint
 from ...tiue_core.students.checkpoint import STABLE_DIFFUSION, Made
+from ...tiue_core.students.folder import models_of
 from ...tiue_core.students.vocabulary import Vocabulary
 from .. import folders
-from . import colours, saved, shapes
-from .notes import KEY, tell
+from . import checks, colours, saved, shapes, texts
+from .notes import KEY
 
 Weights = dict[str, torch.Tensor]
 
@@ -50,30 +48,16 @@ def load_folder(
     vae_config = _config(folder / "vae")
     name = name or folder.name
     model = _unet(folder, unet or folder / "unet", vae_config, dtype=dtype, name=name)
-    entry = {
-        "name": name,
-        "config": CLIPTextConfig.from_pretrained(folder / "text_encoder").to_dict(),
-        "tokenizer": saved.tokenizer_files(folder / "tokenizer"),
-    }
-    texts = _weights(folder / "text_encoder")
-    clip = _clip(entry, texts, folder / "text_encoder", embeddings, dtype)
+    entry = {"name": name, **_text_entry(folder)}
+    given = [_weights(folder / "text_encoder")]
+    if "second" in entry:
+        given.append(_weights(folder / "text_encoder_2"))
+    clip = texts.load(entry, given, folder / "text_encoder", embeddings, dtype)
     tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
-    _tell_of_unknown_words(clip.tokenizer, Vocabulary(tokens, folder))
+    texts.tell_of_unknown_words(clip.tokenizer, Vocabulary(tokens, folder))
     vae = _vae(folder, vae_config, dtype)
     colours.fit(model, vae)
     return model, clip, vae
-
-
-def _tell_of_unknown_words(tokenizer: Any, vocabulary: Vocabulary) -> None:
-    """Have the node that encodes a prompt say which of its words the student was not trained on."""
-    tokenize = tokenizer.tokenize_with_weights
-
-    def tokenize_and_tell(text: str, *args: Any, **options: Any) -> Any:
-        unknown = vocabulary.unknown([text])
-        tell([vocabulary.note(unknown)] * bool(unknown))
-        return tokenize(text, *args, **options)
-
-    tokenizer.tokenize_with_weights = tokenize_and_tell
 
 
 @dataclass(frozen=True)
@@ -86,8 +70,8 @@ class _Builder:
     def unet(self, entry: dict[str, Any], weights: Weights) -> Any:
         return _model(entry, weights, self.path)
 
-    def clip(self, entry: dict[str, Any], weights: Weights) -> Any:
-        return _clip(entry, weights, self.path, self.embeddings)
+    def clip(self, entry: dict[str, Any], weights: list[Weights]) -> Any:
+        return texts.load(entry, weights, self.path, self.embeddings)
 
     def vae(self, weights: Weights) -> Any:
         tiny = any(key.startswith("taesd_") for key in weights)
@@ -125,6 +109,11 @@ def load_checkpoint(
         )
     # A file of `tiue export` says how its student was made; others are made as the paper's are.
     made = checkpoint.read_made(path) or Made.stable_diffusion(path.stem)
+    if isinstance(clip.cond_stage_model, sdxl_clip.SDXLClipModel):
+        if made.blank_zeros is None:  # not a file of ours: as SDXL's own pipeline
+            made = replace(made, side=1024, blank_zeros=True)
+        if made.blank_zeros:
+            texts.blank_is_zeros(clip.cond_stage_model)
     # ComfyUI guesses from a bias whether a 2.x model predicts velocity; a student says.
     velocity = made.scheduler.get("prediction_type") == "v_prediction"
     kinds = comfy.model_base.ModelType
@@ -155,7 +144,10 @@ def _model(
     """A MODEL from what tensors do not say and from tensors under ComfyUI's own names."""
     made = saved.made_from(entry)
     config = shapes.model_config(
-        shapes.unet_config(entry["unet"]), {**STABLE_DIFFUSION, **made.scheduler}, entry["scale"]
+        shapes.unet_config(entry["unet"]),
+        {**STABLE_DIFFUSION, **made.scheduler},
+        entry["scale"],
+        entry["unet"].get("addition_time_embed_dim"),
     )
     config.tiue_entry = saved.packed(entry)
     device = model_management.get_torch_device()
@@ -169,13 +161,25 @@ def _model(
     offload = model_management.unet_offload_device()
     model = config.get_model(weights, "").to(offload)
     expected = model.diffusion_model.state_dict().keys()
-    _complete(source, expected - weights.keys(), unused)
+    checks.complete(source, expected - weights.keys(), unused)
     model.load_model_weights(weights, "")
 
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     model = patcher(model, load_device=device, offload_device=offload)
     model.set_attachments(KEY, made)
     return model
+
+
+def _text_entry(folder: Path, which: str = "") -> dict[str, Any]:
+    """What the tensors of a folder's text encoder do not say; of SDXL's two, of both."""
+    entry = {
+        "config": CLIPTextConfig.from_pretrained(folder / f"text_encoder{which}").to_dict(),
+        "tokenizer": saved.tokenizer_files(folder / f"tokenizer{which}"),
+    }
+    if not which and "text_encoder_2" in models_of(folder):
+        entry["second"] = _text_entry(folder, "_2")
+        entry["blank_zeros"] = _json(folder / "model_index.json").get(checkpoint.BLANK, True)
+    return entry
 
 
 def made_by(folder: Path, name: str) -> Made:
@@ -190,100 +194,12 @@ def made_by(folder: Path, name: str) -> Made:
         steps=index.get("steps", STEPS) if timesteps is None else len(timesteps),
         timesteps=timesteps and list(timesteps),
         side=8 * (side if isinstance(side, int) else max(side)),
+        blank_zeros=index.get(checkpoint.BLANK, True) if "text_encoder_2" in index else None,
     )
-
-
-def _clip(
-    entry: dict[str, Any], given: Weights, source: Path, embeddings: Any, dtype: Any = None
-) -> Any:
-    """A CLIP from what tensors do not say, and from the text encoder's tensors."""
-    config = dict(entry["config"])
-    width, length = config["hidden_size"], config["max_position_embeddings"]
-    name = "h" if width == 1024 else "l"  # as ComfyUI and LoRA files name SD2's and SD1's
-    weights = {
-        key if key.startswith("text_model.") else f"text_model.{key}": value
-        for key, value in given.items()
-        if not key.endswith("position_ids")
-    }
-    with saved.Folder(entry["tokenizer"]) as folder:
-        words = CLIPTokenizer.from_pretrained(folder)
-        # Not those of the config, which Stable Diffusion's own folders have wrong.
-        special = {
-            "start": words.bos_token_id,
-            "end": words.eos_token_id,
-            "pad": words.pad_token_id,
-        }
-        tokenizer = partial(
-            _Tokenizer,
-            entry=entry,
-            tokenizer_path=str(folder),
-            max_length=length,
-            embedding_size=width,
-            embedding_key=f"clip_{name}",
-            pad_token=words.pad_token_id,
-        )
-        target = comfy.supported_models_base.ClipTarget(
-            partial(sd1_clip.SD1Tokenizer, clip_name=name, tokenizer=tokenizer),
-            partial(
-                sd1_clip.SD1ClipModel,
-                clip_name=name,
-                clip_model=partial(_TextEncoder, config=config, special_tokens=special),
-            ),
-        )
-        clip = comfy.sd.CLIP(
-            target,
-            embedding_directory=embeddings,
-            parameters=sum(weight.numel() for weight in weights.values()),
-            model_options={} if dtype is None else {"dtype": dtype},
-        )
-    missing, unexpected = clip.load_sd(weights)
-    unused = {"logit_scale", "text_projection.weight"}  # of the image side of CLIP
-    _complete(source, {key for key in missing if key not in unused}, unexpected)
-    return clip
-
-
-class _Tokenizer(sd1_clip.SDTokenizer):
-    """A tokenizer that ComfyUI's save nodes write down, vocabulary and all."""
-
-    def __init__(self, *args: Any, entry: dict[str, Any], **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.entry = entry
-
-    def state_dict(self) -> Weights:
-        return {f"{self.embedding_key}.{saved.TEXT}": saved.packed(self.entry)}
 
 
 def _no_base(name: str) -> Any:
     raise ValueError(f"this file lacks parts of the student '{name}': give a whole checkpoint")
-
-
-class _TextEncoder(sd1_clip.SDClipModel):
-    """A CLIP text encoder of any size; what comes out is its last layer."""
-
-    def __init__(
-        self,
-        config: dict[str, Any],
-        special_tokens: dict[str, int],
-        device: Any,
-        dtype: Any,
-        model_options: dict[str, Any],
-        **_: Any,
-    ) -> None:
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            max_length=config["max_position_embeddings"],
-            layer="last",
-            textmodel_json_config=dict(config),
-            special_tokens=special_tokens,
-            return_projected_pooled=False,
-            model_options=model_options,
-        )
-        words, width = config["vocab_size"], config["hidden_size"]
-        if self.transformer.get_input_embeddings().weight.shape[0] != words:  # up to 0.3.x
-            self.transformer.set_input_embeddings(
-                self.operations.Embedding(words, width, dtype=dtype, device=device)
-            )
 
 
 def _vae(folder: Path, config: dict[str, Any], dtype: torch.dtype | None) -> Any:
@@ -322,16 +238,6 @@ def _weights(folder: Path) -> Weights:
     if not tensors:
         raise ValueError(f"{folder} has no .safetensors file: copy the student's folder again")
     return tensors
-
-
-def _complete(folder: Path, missing: Any, unexpected: Any) -> None:
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} weights, {min(missing)} for one: "
-            "its config.json and its weights do not belong together"
-        )
-    if unexpected:
-        logging.info("%s: %d weights are not used", folder, len(unexpected))
 
 
 def _config(folder: Path) -> dict[str, Any]:

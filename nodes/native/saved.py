@@ -24,6 +24,7 @@ from . import shapes
 
 UNET, TEXT = "tiue.student", "tiue.text_encoder"
 _PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+_TEXTS = ("cond_stage_model.", "conditioner.embedders.")  # in a whole checkpoint; SDXL's two
 _TEXT_PREFIXES = ("clip_l.transformer.", "clip_h.transformer.", "")
 
 
@@ -49,7 +50,7 @@ def read(path: Path, build: Any, base: Callable[[str], tuple[Any, Any, Any]]) ->
     """MODEL, CLIP and VAE of a file that was saved in ComfyUI; None if it holds no student.
 
     Args:
-        build: has ``unet(entry, weights)``, ``clip(entry, weights)`` and ``vae(weights)``.
+        build: has ``unet(entry, weights)``, ``clip(entry, [weights, ...])``, ``vae(weights)``.
         base: loads the student of a name, for the parts that the file lacks.
     """
     tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
@@ -67,11 +68,11 @@ def read(path: Path, build: Any, base: Callable[[str], tuple[Any, Any, Any]]) ->
         return None
     model = build.unet(entries["student"], unet) if unet and "student" in entries else None
     if model is not None:  # a whole checkpoint has other names for the text encoder, too
-        text = {k: v for k, v in tensors.items() if k.startswith("cond_stage_model.")}
+        text = {k: v for k, v in tensors.items() if k.startswith(_TEXTS)}
         tensors.update(model.model.model_config.process_clip_state_dict(text))
     text = text_tensors(tensors)
     known = "text_encoder" in entries and text
-    clip = build.clip(entries["text_encoder"], text) if known else None
+    clip = build.clip(entries["text_encoder"], _texts(entries, text, tensors)) if known else None
     parts = (model, clip, build.vae(vae) if vae else None)
     if None not in parts:
         return parts
@@ -127,6 +128,21 @@ def text_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if found:
             return found
     return {}
+
+
+def _texts(
+    entries: dict[str, Any], first: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """The weights of one text encoder, or of SDXL's two."""
+    if "second" not in entries["text_encoder"]:
+        return [first]
+    second = below(tensors, "clip_g.transformer.")
+    if not second:  # CLIPSave writes each into a file of its own
+        raise TiueError(
+            "the file has one of the student's two text encoders: save it as a whole checkpoint "
+            "(Save Student)"
+        )
+    return [first, second]
 
 
 def _named(path: Path) -> str | None:

@@ -30,7 +30,7 @@ A one-pass text-to-image student, saved in ComfyUI from *{source}*{patches}.
 _HEAD = "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
 _HOW = {
     CHECKPOINT: '`TiuePipeline.from_pretrained("{file}")` where it has a\n'
-    "  shape of Stable Diffusion 1.5 or 2.1",
+    "  shape of Stable Diffusion 1.5, 2.1 or SDXL",
     FOLDER: 'with `tiue generate "a prompt" --student {file}`',
 }
 

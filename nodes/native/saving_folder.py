@@ -10,8 +10,7 @@ import comfy.utils
 from torch import Tensor
 
 from ...tiue_core import __version__
-from ...tiue_core.students.checkpoint import Made
-from ...tiue_core.students.folder import MODELS
+from ...tiue_core.students.checkpoint import BLANK, Made
 from ...tiue_core.students.models import load_components
 from . import saved, shapes
 
@@ -33,30 +32,27 @@ def write(unet: Entry, text: Entry, tensors: Weights, made: Made, folder: Path) 
     """
     names = comfy.utils.unet_to_diffusers(shapes.unet_config(unet["unet"]))
     given = saved.below(tensors, "model.diffusion_model.")
-    _part(
-        folder / "unet",
-        unet["unet"],
-        {theirs: given[ours] for theirs, ours in names.items() if ours in given},
-    )
+    own = {theirs: given[ours] for theirs, ours in names.items() if ours in given}
+    # ComfyUI has one name for what diffusers calls a class, or SDXL's sizes; a student has no class
+    own = {key: tensor for key, tensor in own.items() if not key.startswith("class_embedding.")}
+    _part(folder / "unet", unet["unet"], own)
     kind = _vae(folder / "vae", saved.below(tensors, "first_stage_model."), unet["scale"], made)
-    config = {**text["config"], "architectures": ["CLIPTextModel"]}
-    _part(folder / "text_encoder", config, saved.text_tensors(tensors), "model.safetensors")
-    for name, content in text["tokenizer"].items():
-        _write(folder / "tokenizer" / name, content)
     scheduler = {"_class_name": "DDIMScheduler", **made.scheduler}
     _write(folder / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2))
     index = {
         "_class_name": "TiuePipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **_texts(folder, text, tensors),
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", kind],
         "steps": made.steps,
         "timesteps": made.timesteps,
     }
+    if made.blank_zeros is not None:
+        index |= {"_class_name": "TiueXLPipeline", BLANK: made.blank_zeros}
     _write(folder / "model_index.json", json.dumps(index, indent=2))
-    load_components(folder, (*MODELS, "tokenizer"))  # says which weight is missing or left over
+    parts = [name for name in index if (folder / name).is_dir() and name != "scheduler"]
+    load_components(folder, parts)  # says which weight is missing or left over
 
 
 def entries(model: Any, clip: Any) -> tuple[Entry, Entry]:
@@ -66,7 +62,7 @@ def entries(model: Any, clip: Any) -> tuple[Entry, Entry]:
         ValueError: they came by another way, or from a file that does not say.
     """
     unet = vars(model.model.model_config).get("tiue_entry")
-    inner = getattr(clip.tokenizer, getattr(clip.tokenizer, "clip", ""), None)
+    inner = getattr(clip.tokenizer, getattr(clip.tokenizer, "clip", "clip_l"), None)
     text = getattr(inner, "entry", None)
     for what, entry in (("MODEL", unet), ("CLIP", text)):
         if entry is None:
@@ -75,6 +71,23 @@ def entries(model: Any, clip: Any) -> tuple[Entry, Entry]:
                 "checkpoint', or load the student from a diffusers folder"
             )
     return saved.unpacked(unet), text
+
+
+def _texts(folder: Path, entry: Entry, tensors: Weights) -> dict[str, list[str]]:
+    """Write the text encoder and its tokenizer, or SDXL's two; what the index says of them."""
+    index = {}
+    kinds = {"": (entry, "CLIPTextModel", saved.text_tensors(tensors))}
+    if "second" in entry:
+        second = saved.below(tensors, "clip_g.transformer.")
+        kinds["_2"] = entry["second"], "CLIPTextModelWithProjection", second
+    for which, (one, kind, weights) in kinds.items():
+        config = {**one["config"], "architectures": [kind]}
+        _part(folder / f"text_encoder{which}", config, weights, "model.safetensors")
+        for name, content in one["tokenizer"].items():
+            _write(folder / f"tokenizer{which}" / name, content)
+        index[f"text_encoder{which}"] = ["transformers", kind]
+        index[f"tokenizer{which}"] = ["transformers", "CLIPTokenizer"]
+    return index
 
 
 def _vae(folder: Path, tensors: Weights, scale: float, made: Made) -> str:

@@ -17,9 +17,17 @@ from ...tiue_core.students.ldm_config import (
 __all__ = ["model_config", "unet_config", "vae_params"]
 
 
-def model_config(unet: Config, scheduler: Config, scaling_factor: float) -> Any:
-    """A ComfyUI "supported model" of a student's shape, schedule and latent scale."""
-    family = supported_models.SD20 if unet["use_linear_in_transformer"] else supported_models.SD15
+def model_config(
+    unet: Config, scheduler: Config, scaling_factor: float, sizes: int | None = None
+) -> Any:
+    """A ComfyUI "supported model" of a student's shape, schedule and latent scale.
+
+    Args:
+        sizes: in how many numbers an SDXL UNet hears each of the picture's sizes.
+    """
+    family: Any = supported_models.SDXL if unet["adm_in_channels"] else supported_models.SD15
+    if family is supported_models.SD15 and unet["use_linear_in_transformer"]:
+        family = supported_models.SD20
     prediction = scheduler.get("prediction_type", "epsilon")
     kinds = {
         "epsilon": model_base.ModelType.EPS,
@@ -43,11 +51,19 @@ def model_config(unet: Config, scheduler: Config, scaling_factor: float) -> Any:
         def model_type(self, state_dict: Any, prefix: str = "") -> Any:
             return kinds[prediction]  # SD20 would guess it from a bias, and guess wrong
 
+        def get_model(self, *args: Any, **options: Any) -> Any:
+            model = super().get_model(*args, **options)
+            if sizes:  # SDXL's own embeds each of them in 256 numbers
+                model.embedder = type(model.embedder)(sizes)
+            return model
+
         def process_unet_state_dict_for_saving(self, state_dict: Any) -> Any:
             saved = super().process_unet_state_dict_for_saving(state_dict)
             return {**saved, "tiue.student": self.tiue_entry}  # what tensors do not say
 
-    if unet["context_dim"] != 1024:  # not OpenCLIP's encoder: no names of OpenCLIP's for it
+    if (
+        family is supported_models.SD20 and unet["context_dim"] != 1024
+    ):  # not OpenCLIP's encoder: no names of OpenCLIP's for it
         Student.process_clip_state_dict = supported_models.SD15.process_clip_state_dict
         own = supported_models.SD15.process_clip_state_dict_for_saving
         Student.process_clip_state_dict_for_saving = own

@@ -76,6 +76,43 @@ def student(folder: Path, seed: int = 0, tiny_vae: bool = False, **unet: Any) ->
     return folder
 
 
+def sdxl(folder: Path, layers: int = 3, projection: int = 96, **unet: Any) -> Path:
+    """The same in SDXL's layout: text encoders of 64 and 96, sizes in 32 numbers each."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    added = {
+        "cross_attention_dim": 160,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 32 + projection,
+        "use_linear_projection": True,
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": [3, 3, 4],
+    }
+    student(folder, **{**added, **unet})
+    for name, kind, width in (
+        ("text_encoder", CLIPTextModel, 64),
+        ("text_encoder_2", CLIPTextModelWithProjection, 96),
+    ):
+        config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+        config.hidden_size, config.num_hidden_layers = width, layers
+        config.projection_dim = projection
+        config.hidden_act = "gelu" if width == 96 else "quick_gelu"
+        kind(config).save_pretrained(folder / name)
+    second = folder / "tokenizer_2"
+    second.mkdir()
+    for file in (folder / "tokenizer").iterdir():  # the second fills up with "!", which is 0
+        text = file.read_text()
+        second.joinpath(file.name).write_text(re.sub(r'("pad_token": )"[^"]*"', r'\1"!"', text))
+    index = json.loads((folder / "model_index.json").read_text()) | {
+        "_class_name": "StableDiffusionXLPipeline",
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 UNET: dict[str, Any] = {
     "sample_size": 16,
     "in_channels": 4,

@@ -33,7 +33,10 @@ def unet_config(config: Mapping[str, Any]) -> Config:
     levels = len(widths)
     check_widths(widths, "channel")
     require(config.get("norm_num_groups", 32) == _GROUPS, "GroupNorm without 32 groups")
-    require(config.get("addition_embed_type") is None, "added conditions (SDXL)")
+    added = config.get("addition_embed_type")
+    require(added in (None, "text_time"), f"added conditions ({added})")
+    require(config.get("flip_sin_to_cos", True), "sines before cosines in its time embedding")
+    require(config.get("freq_shift", 0) == 0, "another time embedding")
     require(config.get("class_embed_type") is None, "class embeddings")
     require(
         config.get("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn",
@@ -66,7 +69,9 @@ def unet_config(config: Mapping[str, Any]) -> Config:
         "use_spatial_transformer": True,
         "use_temporal_attention": False,
         "use_temporal_resblock": False,
-        "adm_in_channels": None,
+        # SDXL's pooled text and sizes, as one vector
+        "adm_in_channels": config["projection_class_embeddings_input_dim"] if added else None,
+        **({"num_classes": "sequential"} if added else {}),
         "legacy": False,
         **_heads(config, widths),
     }
