@@ -63,7 +63,7 @@ def entries(model: Any, clip: Any) -> tuple[Entry, Entry]:
     """
     unet = vars(model.model.model_config).get("tiue_entry")
     inner = getattr(clip.tokenizer, getattr(clip.tokenizer, "clip", "clip_l"), None)
-    text = getattr(inner, "entry", None)
+    text: Any = getattr(inner, "entry", None)
     for what, entry in (("MODEL", unet), ("CLIP", text)):
         if entry is None:
             raise ValueError(
@@ -99,7 +99,7 @@ def _vae(folder: Path, tensors: Weights, scale: float, made: Made) -> str:
                 part, number, rest = key.removeprefix("taesd_").split(".", 2)
                 shift = part == "decoder"  # as loading._tiny
                 renamed[f"{part}.layers.{int(number) - shift}.{rest}"] = tensor
-        config = {"scaling_factor": round(_TINY / float(tensors["vae_scale"]), 6)}
+        config: dict[str, Any] = {"scaling_factor": round(_TINY / float(tensors["vae_scale"]), 6)}
         _part(folder, {"_class_name": "AutoencoderTiny", **config}, renamed)
         return "AutoencoderTiny"
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
