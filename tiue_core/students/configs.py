@@ -16,11 +16,20 @@ from .folder import read_json
 
 _AGAIN = "copy the folder again"
 _FARTHEST = 100_000  # timesteps
+_SEVERAL = {  # a number or a list of them, one for each level, side or end
+    "attention_head_dim",
+    "cross_attention_dim",
+    "eos_token_id",
+    "layers_per_block",
+    "num_attention_heads",
+    "sample_size",
+    "transformer_layers_per_block",
+}
 
 
 def check_values(kind: Any, config: Mapping[str, Any], file: Path) -> None:
-    """Refuse what is no number where the class has a number by default, and no text where it has
-    text; lists count by what is in them. ``sample_size`` is one side, or two.
+    """Refuse what is no number where the class has a number by default, what is negative where it
+    counts, no text where it has text, and lists but where a class takes them.
 
     Args:
         kind: the class, or the class of its config.
@@ -29,20 +38,18 @@ def check_values(kind: Any, config: Mapping[str, Any], file: Path) -> None:
         TiueError: says which value of ``file`` it is.
     """
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        value, usual = config.get(name), parameter.default
-        wanted = str if isinstance(usual, str) else int | float
-        checked = isinstance(usual, str | int | float) and not isinstance(usual, bool)
-        if name == "sample_size":
-            wanted, checked = int, True
-        if value is None or not checked:
+        value, usual = config.get(name), 1 if name == "sample_size" else parameter.default
+        if value is None or isinstance(usual, bool) or not isinstance(usual, str | int | float):
             continue
-        if any(isinstance(one, bool) or not isinstance(one, wanted) for one in _flat(value)):
-            what = "no text" if wanted is str else "no number"
-            raise TiueError(f"{file}: {name} is {value!r:.80}, which is {what}: {_AGAIN}")
-        sides = value if isinstance(value, list | tuple) else [value, value]
-        least = {"sample_size": 1, "downsample_padding": 0}.get(name)
-        if least is not None and (len(sides) != 2 or any(side < least for side in sides)):
-            raise TiueError(f"{file}: {name} is {value!r:.80}, which is no size: {_AGAIN}")
+        wanted = str if isinstance(usual, str) else int | float
+        least = 1 if name == "sample_size" else 0
+        counts = isinstance(usual, int) and not name.endswith("_id")
+        several: list[Any] = [*_flat(value)] if name in _SEVERAL else [value]
+        for one in several:
+            if isinstance(one, bool) or not isinstance(one, wanted) or (counts and one < least):
+                raise TiueError(f"{file}: {name} cannot be {value!r:.80}: {_AGAIN}")
+        if name == "sample_size" and isinstance(value, list | tuple) and len(value) != 2:
+            raise TiueError(f"{file}: {name} cannot be {value!r:.80}, give one side or two")
 
 
 def load_scheduler(folder: Path, **changes: Any) -> Any:
@@ -53,10 +60,11 @@ def load_scheduler(folder: Path, **changes: Any) -> Any:
     """
     import diffusers
 
-    kind = getattr(diffusers, str(read_json(folder / "model_index.json", _AGAIN)["scheduler"][1]))
+    index = read_json(folder / "model_index.json", _AGAIN)
+    kind: Any = getattr(diffusers, str(index["scheduler"][1]), None)
     file = folder / "scheduler" / "scheduler_config.json"
     config = {**read_json(file, _AGAIN), **changes}
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    if diffusers.SchedulerMixin not in getattr(kind, "__mro__", ()):
         raise TiueError(f"{folder} wants a scheduler that diffusers does not have: {_AGAIN}")
     check_values(kind, config, file)
     offset = config.get("steps_offset") or 0
