@@ -379,6 +379,7 @@ def test_one_value_is_no_picture(pipe: TiuePipeline) -> None:
         ("unet/config.json", {"sample_size": 0}),
         ("unet/config.json", {"norm_num_groups": True}),
         ("unet/config.json", {"downsample_padding": -1}),
+        ("vae/config.json", {"scaling_factor": None}),
         ("unet/config.json", {"mid_block_scale_factor": [-1, 2]}),
         ("text_encoder/config.json", {"num_attention_heads": -1}),
         ("text_encoder/config.json", {"hidden_act": ["gelu"]}),

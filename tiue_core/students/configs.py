@@ -39,6 +39,8 @@ def check_values(kind: Any, config: Mapping[str, Any], file: Path) -> None:
     """
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         value, usual = config.get(name), 1 if name == "sample_size" else parameter.default
+        if name == "scaling_factor" and name in config and value is None:
+            raise TiueError(f"{file}: {name} cannot be null: {_AGAIN}")
         if value is None or isinstance(usual, bool) or not isinstance(usual, str | int | float):
             continue
         wanted = str if isinstance(usual, str) else int | float
@@ -46,7 +48,8 @@ def check_values(kind: Any, config: Mapping[str, Any], file: Path) -> None:
         counts = isinstance(usual, int) and not name.endswith("_id")
         several: list[Any] = [*_flat(value)] if name in _SEVERAL else [value]
         for one in several:
-            if isinstance(one, bool) or not isinstance(one, wanted) or (counts and one < least):
+            below = counts and not isinstance(one, str) and one < least
+            if isinstance(one, bool) or not isinstance(one, wanted) or below:
                 raise TiueError(f"{file}: {name} cannot be {value!r:.80}: {_AGAIN}")
         if name == "sample_size" and isinstance(value, list | tuple) and len(value) != 2:
             raise TiueError(f"{file}: {name} cannot be {value!r:.80}, give one side or two")
