@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import comfy.model_patcher
@@ -26,6 +27,10 @@ from . import checks, notes
 from .closed_form import SamplerOptions, schedule_of, sigmas_of
 from .onepass import KEY, OnePassSampler, install, made_of, room_for, seed_globally
 from .unet import ComfyUNet
+
+_KNOWS_RATIOS = (  # an empty latent of other families' autoencoders; later than 0.3.64
+    "downscale_ratio_spacial" in signature(comfy.sample.fix_empty_latent_channels).parameters
+)
 
 
 def noise_like(latent: dict[str, Any], seed: int) -> Tensor:
@@ -82,7 +87,7 @@ def sized(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     """A LATENT that gives size and number, with the student's channels whatever node made it."""
     checks.student(model)
     ratio = latent.get("downscale_ratio_spacial")
-    more = {} if ratio is None else {"downscale_ratio_spacial": ratio}
+    more = {} if ratio is None or not _KNOWS_RATIOS else {"downscale_ratio_spacial": ratio}
     samples = latent["samples"]
     if samples.ndim == 4:
         samples = comfy.sample.fix_empty_latent_channels(model, samples, **more)
