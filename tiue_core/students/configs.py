@@ -48,7 +48,7 @@ def check_values(kind: Any, config: Mapping[str, Any], file: Path) -> None:
         counts = isinstance(usual, int) and not name.endswith("_id")
         several: list[Any] = [*_flat(value)] if name in _SEVERAL else [value]
         for one in several:
-            below = counts and not isinstance(one, str) and one < least
+            below = counts and isinstance(one, int | float) and one < least
             if isinstance(one, bool) or not isinstance(one, wanted) or below:
                 raise TiueError(f"{file}: {name} cannot be {value!r:.80}: {_AGAIN}")
         if name == "sample_size" and isinstance(value, list | tuple) and len(value) != 2:
