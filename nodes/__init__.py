@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import calls, lists, load, look, sample, train
+from . import calls, invert, lists, load, look, sample, train
 from .folders import register
 
 
@@ -12,7 +12,8 @@ class TiueExtension(ComfyExtension):
     """All nodes of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*load.NODES, *sample.NODES, *calls.NODES, *look.NODES, *lists.NODES, *train.NODES]
+        rooms = (load, sample, invert, calls, look, lists, train)
+        return [node for room in rooms for node in room.NODES]
 
 
 async def comfy_entrypoint() -> TiueExtension:

@@ -67,7 +67,7 @@ def one_pass(
             "CLIP Text Encode to negative, or set guidance to 1"
         )
     schedule = schedule_of(made_of(model), options.decoders)
-    guider = _guider(model, options.at_once(len(schedule)))
+    guider = guider_for(model, options.at_once(len(schedule)))
     guider.set_conds(positive, positive if negative is None else negative)
     guider.tiue_no_negative = negative is None
     guider.set_cfg(guidance)
@@ -146,7 +146,7 @@ def encode(
     def call(unet: ComfyUNet, x: Tensor, context: Tensor, **conditions: Any) -> Features:
         return unet.encode(x, schedule.timesteps[0], context, **conditions)
 
-    features = _run(_guider(model, 1), positive, noise, schedule, call, seed)
+    features = call_once(guider_for(model, 1), positive, noise, schedule, call, seed)
     features = _moved(features, model_management.intermediate_device())
     latent_format = model.model.model_config.latent_format
     return Encoded(features, noise, schedule, weakref.ref(model.model), latent_format, seed)
@@ -189,8 +189,8 @@ def decode(
         features = _moved(encoded.features, x.device)
         return unet.decode(features, times, context, chunk=chunk or None, **conditions)
 
-    guider = _guider(model, len(times))
-    predictions = _run(guider, positive, encoded.noise, encoded.schedule, call, encoded.seed)
+    guider = guider_for(model, len(times))
+    predictions = call_once(guider, positive, encoded.noise, encoded.schedule, call, encoded.seed)
     predictions = predictions.float().to(model_management.intermediate_device())
     fresh = dict(zip(times.tolist(), predictions, strict=True))
     return Decoded(encoded, {**(previous.by_timestep if previous else {}), **fresh}, made)
@@ -250,7 +250,7 @@ class _Call(comfy.samplers.Sampler):
         return torch.zeros_like(x)
 
 
-def _run(
+def call_once(
     guider: Any,
     positive: Any,
     noise: Tensor,
@@ -270,7 +270,7 @@ def _run(
     return sampler.results[0]
 
 
-def _guider(model: Any, images: int) -> Any:
+def guider_for(model: Any, images: int) -> Any:
     """A guider that has memory estimated for so many times the batch.
 
     Its options are a copy, the MODEL itself stays the same object: a clone would be loaded anew.

@@ -24,6 +24,7 @@ NODES = {
     "TiUESampler",
     "TiUESigmas",
     "TiUENoise",
+    "TiUEInvert",
     "TiUEPatchModel",
     "TiUEEncode",
     "TiUEDecode",

@@ -30,9 +30,10 @@ def _as_comfyui_runs_nodes():
 @pytest.fixture
 def nodes() -> SimpleNamespace:
     """The pack's nodes by id, each as a function that returns its outputs."""
-    from tiue_pack.nodes import calls, lists, load, look, sample, train
+    from tiue_pack.nodes import calls, invert, lists, load, look, sample, train
 
-    every = (*load.NODES, *sample.NODES, *calls.NODES, *look.NODES, *lists.NODES, *train.NODES)
+    rooms = (load, sample, invert, calls, look, lists, train)
+    every = [node for room in rooms for node in room.NODES]
     ids = [node.GET_SCHEMA().node_id.removeprefix("TiUE") for node in every]
     return SimpleNamespace(**{key: called(node) for key, node in zip(ids, every, strict=True)})
 
