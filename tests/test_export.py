@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def graph(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (file,) = export(pipe, folder / "tiny.onnx", record={"student": "tiny"})
     assert [each.name for each in folder.iterdir()] == ["tiny.onnx"]
     return file
+
+
+def test_no_file_says_where_it_was_made(pipe: Any, graph: Path, tmp_path: Path) -> None:
+    """The tracer notes the lines of code that a node is from, with their folders."""
+    (program,) = export(pipe, tmp_path / "tiny.pt2", to="pt2")
+    with zipfile.ZipFile(program) as parts:
+        inside = {name: parts.read(name) for name in parts.namelist()}
+    shipped = [*(ROOT / "tiue_core" / "stickers" / "graph").glob("*.onnx")]
+    assert len(shipped) == 4
+    inside |= {file.name: file.read_bytes() for file in (graph, *shipped)}
+    for name, content in inside.items():
+        assert b"site-packages" not in content and b"tiue_core/" not in content, name
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 16), (4, 2, 2), (3, 5, 7)])

@@ -18,6 +18,8 @@ _INLINE = 1_500_000_000  # bytes; protobuf stops at 2 GiB, so what is larger lie
 
 def save_pt2(graph: Traced, program: Any, path: Path, stored: dict[str, str]) -> None:
     """torch.export's own format, ``stored`` in its extra files."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # whose machine it was
     torch.export.save(program, path, extra_files=stored)
 
 
@@ -36,6 +38,7 @@ def save_onnx(graph: Traced, program: Any, path: Path, stored: dict[str, str]) -
     model = onnx.model
     _name_axes(model)
     _store_in_half(model)
+    _forget_where(model)
     model.metadata_props.update(stored)
     model.producer_name = "tiue"
     size = sum(
@@ -64,6 +67,16 @@ def onnx_description(path: Path) -> dict[str, str]:
 
     model = onnx.load(str(path), load_external_data=False)
     return {each.key: each.value for each in model.metadata_props}
+
+
+def _forget_where(model: Any) -> None:
+    """Without the tracer's notes at each node: line for line of code, in the folders of whoever
+    exported it, and as many bytes as a small network has weights."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph.all_nodes():
+            for one in (node, *node.outputs):
+                one.metadata_props.clear()
+                one.doc_string = None
 
 
 def _name_axes(model: Any) -> None:
