@@ -10,8 +10,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from tiue_core import TiuePipeline
+from tiue_core.errors import TiueError
+from tiue_core.students import lora_names
 from tiue_core.students.lora import Lora, load_loras
 from tiue_core.train.lora import parts as parts_of
 from tiue_core.train.lora import run
@@ -89,3 +92,38 @@ def test_a_lora_is_made_and_loads(recipe: Any, folder: Path, method: str) -> Non
     load_loras(after, [Lora(file)])
     first, second = (p("zorb a", seed=1, output_type="latent").images for p in (before, after))
     assert (first - second).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("targets", [["linear_1", "linear_2"], ["conv_in", "conv_out", "conv"]])
+def test_layers_outside_the_blocks_load_as_they_were_trained(
+    recipe: Any, folder: Path, targets: list[str]
+) -> None:
+    """Those of the sizes among them; the reference is merged by hand."""
+    file = run.train_lora(recipe.model_copy(update={"method": "transfer", "targets": targets}))
+    before, after = (TiuePipeline.from_pretrained(folder) for _ in range(2))
+    tensors = load_file(file)
+    for name, module in before.unet.named_modules():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        if f"{key}.alpha" in tensors:
+            down, up = (tensors.pop(f"{key}.lora_{way}.weight") for way in ("down", "up"))
+            scale = tensors.pop(f"{key}.alpha") / len(down)
+            change = scale * (up.flatten(1) @ down.flatten(1)).view(module.weight.shape)
+            assert change.abs().max() > 0, name
+            module.weight.data += change
+    assert not tensors
+    load_loras(after, [Lora(file)])
+    first, second = (p("zorb a", seed=1, output_type="latent").images for p in (before, after))
+    assert (first - second).abs().max() <= 1e-5 * first.abs().max()
+    plain = TiuePipeline.from_pretrained(folder)("zorb a", seed=1, output_type="latent").images
+    assert (first - plain).abs().max() > 1e-4
+
+
+def test_what_could_not_be_loaded_again_is_not_trained(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a diffusers that does not know SDXL's layers of the sizes in kohya's names."""
+    monkeypatch.setattr(lora_names, "_SIZES", {})
+    asked = recipe.model_copy(update={"targets": ["to_k", "linear_1"]})
+    with pytest.raises(TiueError, match=r"a LoRA of add_embedding.linear_1 could not be loaded"):
+        run.train_lora(asked)
+    assert not recipe.out.with_suffix(".run").exists()

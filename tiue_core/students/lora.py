@@ -97,7 +97,7 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
 def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
     """Have diffusers load one file as adapter `name`, all of it."""
     tensors = in_shape(pipe, of_peft(pipe, recognisable(tensors), path))
-    layers = _check_fit(pipe, path, tensors)
+    layers = check_fit(pipe, path, tensors)
     try:
         with warnings.catch_warnings():  # peft warns of a second adapter, which is meant
             warnings.filterwarnings("ignore", module="peft")
@@ -126,8 +126,12 @@ def _check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
             raise TiueError(f"{path} is broken ({name} holds NaN or infinity): use another file")
 
 
-def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """The layers that a file is for, by name, to be looked up again once it is loaded."""
+def check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The layers that a file is for, by name, to be looked up again once it is loaded.
+
+    Raises:
+        TiueError: one of them is not the pipeline's, or has another shape there.
+    """
     found: dict[str, Callable[[], Any]] = {}
     for key, shape in _pairs(pipe, path, tensors):
         component, _, layer = key.partition(".")

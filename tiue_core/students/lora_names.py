@@ -16,13 +16,19 @@ _UP = re.compile(r"\.(lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
 _ATTENTION = re.compile(
     r"(lora_te[12]?_)(.+_self_attn_)([qkv]|out)_proj\.lora_down\.weight"
 ).fullmatch
+#: SDXL's layers of the sizes, whose number diffusers drops from its own names in kohya's form
+_SIZES = {
+    "lora_unet_add_embedding_linear_1": "lora_unet_label_emb_0_0",
+    "lora_unet_add_embedding_linear_2": "lora_unet_label_emb_0_2",
+}
 _PEFT = "base_model.model."
 MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|up))\.weight$")
 
 
 def recognisable(tensors: dict[str, Any]) -> dict[str, Any]:
-    """kohya's names of a text encoder's attention, which diffusers knows by its ``out_proj`` and
-    drops without: one of zeros is added where a file has none."""
+    """kohya's names as diffusers knows them: a text encoder's attention by its ``out_proj``,
+    without which it is dropped (one of zeros is added where a file has none); SDXL's layers of the
+    sizes by their original names."""
     has: set[str] = set()
     first: dict[str, tuple[str, Any]] = {}
     for name, tensor in tensors.items():
@@ -31,7 +37,10 @@ def recognisable(tensors: dict[str, Any]) -> dict[str, Any]:
                 has.add(match[1])
             else:
                 first.setdefault(match[1], (f"{match[1]}{match[2]}out_proj", tensor))
-    found = dict(tensors)
+    found = {}
+    for name, tensor in tensors.items():
+        layer, dot, rest = name.partition(".")
+        found[_SIZES.get(layer, layer) + dot + rest] = tensor
     for prefix, (layer, down) in first.items():
         if prefix not in has:
             width = down.shape[-1]

@@ -7,7 +7,7 @@ down_blocks.0.attentions.0.proj_in  ->  lora_unet_down_blocks_0_attentions_0_pro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from ...errors import TiueError
 from ...io.files import safetensors_of, write_atomically
+from ...students.lora import check_fit
+from ...students.lora_names import recognisable
 from ..recipe import LoraRecipe
 
 
@@ -32,6 +34,39 @@ def kohya_tensors(unet: nn.Module, alpha: float) -> dict[str, torch.Tensor]:
         tensors[f"{layer}.{side}.weight"] = parameter.detach().float().cpu().contiguous().clone()
         tensors[f"{layer}.alpha"] = torch.tensor(float(alpha))
     return tensors
+
+
+def check_targets(pipeline: Any, recipe: LoraRecipe) -> None:
+    """Refuse layers whose adapters would be trained, and could not be loaded again.
+
+    Raises:
+        TiueError: names the first.
+    """
+    layers = {
+        name: module.weight.shape
+        for name, module in pipeline.unet.named_modules()
+        if getattr(module, "weight", None) is not None
+        and any(f".{name}".endswith(f".{target}") for target in recipe.targets)
+    }
+
+    def fits(names: Iterable[str]) -> bool:
+        pairs = {}
+        for name in names:
+            (rows, columns), layer = layers[name][:2], "lora_unet_" + name.replace(".", "_")
+            pairs[f"{layer}.lora_down.weight"] = torch.zeros(1, columns, *layers[name][2:])
+            pairs[f"{layer}.lora_up.weight"] = torch.zeros(rows, 1, *[1] * len(layers[name][2:]))
+        try:
+            return bool(check_fit(pipeline, recipe.out, recognisable(pairs)))
+        except TiueError:
+            return False
+
+    layers = {name: shape for name, shape in layers.items() if len(shape) > 1}  # no norms
+    if layers and not fits(layers):
+        lost = next((name for name in layers if not fits([name])), min(layers))
+        raise TiueError(
+            f"a LoRA of {lost} could not be loaded again, this diffusers has no name for it: leave "
+            "its target out"
+        )
 
 
 def begin_with(unet: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> None:

@@ -22,7 +22,7 @@ from ...students.lora import Lora, load_loras
 from ...students.models import load_unet
 from ..loop import LossError, Stopped, train
 from ..recipe import LoraRecipe
-from .kohya import lora_parameters, metadata_of, write
+from .kohya import check_targets, lora_parameters, metadata_of, write
 from .memory import Estimate, estimate
 from .parts import make_parts
 from .pictures import Pictures, read_pictures
@@ -68,6 +68,7 @@ def train_lora(
         raise TiueError(f"{out} must end in .safetensors: LoRAs are written in no other format")
     give_back_pages()
     pipeline, source = load_student(recipe, accept_license)
+    check_targets(pipeline, recipe)
     pictures = pictures_of(recipe, pipeline)
     before(estimate(recipe, pipeline, [picture.bucket for picture in pictures.items]))
     teacher = load_teacher(recipe, pipeline, accept_license)
