@@ -70,8 +70,9 @@ ONE_STEP = """\
 To compare with, `stickers-one-step` (the system `stickers-swiftbrush`) is shipped too: the same
 teacher distilled with K = 1 at t = 999 (SwiftBrush), as a low-rank difference from the teacher's
 UNet, 250,000 numbers (`one-step/low-rank.safetensors`). It learned 400 updates where the student
-learned 850 (`recipes/more/9-student.yaml`, `10-one-step-low-rank.yaml`), so this table does not say
-which of the two ways is better; docs/study.md does."""
+learned 850 and is averaged with one that went on for 1,500 (`recipes/more/9-student.yaml`,
+`10-one-step-low-rank.yaml`, `12-student-on.yaml`), so this table does not say which of the two ways
+is better; docs/study.md does."""
 
 CARD = """---
 license: apache-2.0
