@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -9,7 +10,9 @@ from typing import Any
 
 import helpers_systems as hs
 import pytest
+import torch
 from helpers_hosts import ROOT, imported_roots, installed, loaded
+from safetensors.torch import load_file, save_file
 
 from tiue_core.errors import TiueError
 from tiue_core.students.checkpoint import Made
@@ -177,10 +180,9 @@ def test_install_elsewhere_says_what_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
-def test_a_folder_of_sdxls_layout_is_not_converted_for_forge(
-    plan: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Whatever Forge's families say of its widths."""
+@pytest.fixture
+def students(plan: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """``webui/students.py`` with the little that it asks of Forge, whose families take anything."""
 
     class Family:
         @classmethod
@@ -193,10 +195,31 @@ def test_a_folder_of_sdxls_layout_is_not_converted_for_forge(
     models = SimpleNamespace(model_path=str(tmp_path / "models"), list_models=lambda: None)
     monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(sd_models=models))
     monkeypatch.setitem(sys.modules, "alone.plan", plan)
-    students = loaded(ROOT / "webui" / "students.py", "alone.students", "alone")
     (tmp_path / "models" / "tiue").mkdir(parents=True)
+    return loaded(ROOT / "webui" / "students.py", "alone.students", "alone")
+
+
+def test_a_folder_of_sdxls_layout_is_not_converted_for_forge(students: Any, tmp_path: Path) -> None:
+    """Whatever Forge's families say of its widths."""
     assert students.convert(str(hs.sd(tmp_path / "sd"))) == "sd.safetensors"
     with pytest.raises(TiueError, match="Forge cannot load it: use it in ComfyUI") as error:
         students.convert(str(hs.sdxl(tmp_path / "xl")))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "models" / "tiue" / "xl.safetensors").exists()
+
+
+def test_the_miniature_of_an_earlier_release_is_made_again(
+    students: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(students, "_KEPT", tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    shown, weight = students.put_in_place(), "model.diffusion_model.out.2.bias"
+    first, at = load_file(shown)[weight].clone(), shown.stat().st_mtime_ns
+    assert students.put_in_place() == shown and shown.stat().st_mtime_ns == at  # once
+    other = shutil.copytree(students.STICKERS, tmp_path / "later")
+    (file,) = (other / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["conv_out.bias"] += 1
+    save_file(tensors, file, {"format": "pt"})
+    monkeypatch.setattr(students, "STICKERS", other)
+    assert torch.equal(load_file(students.put_in_place())[weight], first + 1)

@@ -18,9 +18,10 @@ from huggingface_guess import latent, model_list
 from modules import sd_models
 
 from tiue_core.errors import TiueError
-from tiue_core.io.files import read_header
+from tiue_core.io.files import content_hash, read_header, safetensors_metadata
 from tiue_core.students import checkpoint
 from tiue_core.students.checkpoint import Made, Parts
+from tiue_core.students.folder import weights
 from tiue_core.students.ldm_config import unet_config
 
 from .plan import other_model
@@ -29,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 STICKERS = HERE.parent / "tiue_core" / "stickers" / "student"
 _OTHERS = {"SDXL": "label_emb.0.0.", "SD3": "joint_blocks.0.", "Flux": "double_blocks.0."}
 _FIRST = "input_blocks.0.0.weight"
+_MADE_OF = "tiue.made_of"  # in the header: the hash of what is shipped
 _KEPT = HERE / "models"  # ours goes with the extension; the WebUI's folder has a link to it
 
 
@@ -74,7 +76,7 @@ def put_in_place() -> Path:
         return shown
     if not (kept.is_file() and _is_ours(kept)):
         parts = checkpoint.renamed(Parts.of_folder(STICKERS), "stickers")
-        checkpoint.write(parts, kept)
+        checkpoint.write(parts, kept, notes={_MADE_OF: _shipped()})
     shown.parent.mkdir(parents=True, exist_ok=True)
     shown.unlink(missing_ok=True)
     try:
@@ -158,8 +160,13 @@ def _check_family(parts: Parts, source: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
+    """Whether this is the miniature as it is shipped now: an update brings other weights."""
     try:
-        made = checkpoint.read_made(path)
+        return safetensors_metadata(path).get(_MADE_OF) == _shipped()
     except TiueError:
         return False
-    return made is not None and made.name == "stickers"
+
+
+def _shipped() -> str:
+    files = [path for part in ("unet", "vae", "text_encoder") for path in weights(STICKERS / part)]
+    return content_hash([*files, STICKERS / "scheduler" / "scheduler_config.json"])

@@ -147,11 +147,14 @@ class Parts:
         return cls(_made(name, scheduler, pipe.config, configs), configs, tensors)
 
 
-def write(parts: Parts, out: Path, dtype: Any = None) -> Path:
+def write(
+    parts: Parts, out: Path, dtype: Any = None, notes: Mapping[str, str] | None = None
+) -> Path:
     """Write `out`, whole or not at all.
 
     Args:
         dtype: of all weights, a torch dtype; as they are by default.
+        notes: further metadata of the file.
 
     Raises:
         TiueError: an autoencoder or UNet without original names, or the file cannot be written.
@@ -169,7 +172,8 @@ def write(parts: Parts, out: Path, dtype: Any = None) -> Path:
     try:
         with TemporaryDirectory(dir=out.parent, prefix=".tiue-") as folder:
             whole = Path(folder) / out.name
-            save_file(tensors, whole, metadata(made, parts.configs["unet"]["cross_attention_dim"]))
+            said = metadata(made, parts.configs["unet"]["cross_attention_dim"])
+            save_file(tensors, whole, {**said, **(notes or {})})
             sort_metadata(whole)
             to_disk(whole)
             return whole.replace(out)
