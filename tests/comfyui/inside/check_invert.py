@@ -34,7 +34,7 @@ def test_the_noise_found_paints_the_picture_and_another_prompt_edits_it(nodes, s
     model, positive = stickers.model, stickers.condition(SHOWN)
     picture = nodes.OnePassSampler(model, positive, stickers.latent(), 3)
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
-    noise = nodes.Invert(model, positive, picture, 11, 60)
+    noise = nodes.Invert(model, positive, picture, 11, 120)
     wanted = picture["samples"]
     other = nodes.OnePassSampler(model, positive, stickers.latent(), 11)["samples"]
     assert apart(other, wanted) > 0.5  # where the search began
