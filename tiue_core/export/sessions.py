@@ -166,6 +166,9 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its errors are raised as well, and told below
     options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    # A student is several sessions, one after the other. The threads of one that is done would spin
+    # for a while, on the processors that the next one needs: half of the picture's time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))
     try:
         return ort.InferenceSession(str(path), options, providers=providers), device
