@@ -23,6 +23,7 @@ def _layers() -> nn.Sequential:
 CHANGES = {
     "one element by .data": lambda m: m[0].weight.data[3, 2].add_(1e-3),
     "two rows exchanged": lambda m: m[0].weight.data.copy_(m[0].weight[[1, 0, *range(2, 8)]]),
+    "a row's own numbers": lambda m: m[0].weight.data.copy_(m[0].weight[:, [2, 3, 0, 1, 4, 5]]),
     "a bias": lambda m: m[2].bias.data.mul_(2),
     "another tensor": lambda m: setattr(m[1][0], "weight", nn.Parameter(m[1][0].weight + 1)),
     "the tensor's own data": lambda m: setattr(m[1][0].weight, "data", m[1][0].weight + 1),

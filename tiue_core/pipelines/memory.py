@@ -14,13 +14,16 @@ from ..core.memory import out_of_memory
 from ..errors import TiueError
 from ..shared.layers import walk
 
-_HOOKS = {"_hf_hook", "_diffusers_hook"}  # where accelerate's and diffusers' offloading hang
-
 
 def hooked(models: Sequence[nn.Module]) -> bool:
     """Whether something may move these models' weights about. diffusers asks its own question of
     all modules a dozen times a picture."""
-    return any(not _HOOKS.isdisjoint(vars(module)) for model in models for module in walk(model))
+    for model in models:
+        for module in walk(model):
+            own = module.__dict__
+            if "_hf_hook" in own or "_diffusers_hook" in own:  # where their offloading hangs
+                return True
+    return False
 
 
 def device_of(models: Sequence[nn.Module]) -> torch.device:

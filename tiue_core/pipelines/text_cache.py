@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..shared.layers import fingerprint, is_patched
+from ..shared.layers import Bits, is_patched
 
 LIMIT = 256  # prompts; 80 MB for Stable Diffusion 2.1 in float32
 Key = TypeVar("Key", bound=Hashable)
@@ -27,6 +27,7 @@ class Embeddings:
         self._known: OrderedDict[Any, Tensor] = OrderedDict()
         self._modules: list[nn.Module] = []  # held, so that their identity stays their own
         self._state: tuple = ()
+        self._bits = Bits()
 
     def __call__(
         self,
@@ -46,7 +47,9 @@ class Embeddings:
         if torch.is_grad_enabled() or any(map(is_patched, modules)):
             return encode(list(keys))
         tensors = [t for one in encoders for t in (*one.parameters(), *one.buffers())]
-        state = (*map(_settings, modules), fingerprint(tensors), *tied)
+        configs = {id(c): c for m in modules if (c := getattr(m, "config", None)) is not None}
+        said = (repr(vars(config)) for config in configs.values())
+        state = (*map(_settings, modules), *said, self._bits.mark(tensors), *tied)
         same = len(modules) == len(self._modules) and all(map(_is, modules, self._modules))
         if not same or state != self._state:
             self._known.clear()
@@ -62,14 +65,12 @@ class Embeddings:
 
 
 def _settings(module: Any) -> tuple:
-    """What a module's answer depends on beside its weights: LoRAs at work, its mode, its config."""
-    config: Any = getattr(module, "config", None)
-    said = (str(config.to_dict()),) if hasattr(config, "to_dict") else ()
+    """What a module's answer depends on beside its weights and config: LoRAs at work, its mode."""
     dtypes = tuple(t.dtype for t in module._parameters.values() if t is not None)
     if not hasattr(module, "scaling") or not hasattr(module, "active_adapters"):
-        return (module.training, dtypes, said)
+        return (module.training, dtypes)
     active = (*module.active_adapters, *module.merged_adapters, module.disable_adapters)
-    return (module.training, dtypes, said, active, *module.scaling.items())
+    return (module.training, dtypes, active, *module.scaling.items())
 
 
 def _is(one: object, other: object) -> bool:
