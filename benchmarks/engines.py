@@ -3,6 +3,8 @@
     python benchmarks/engines.py                          # this tree
     python benchmarks/engines.py --against ../before      # and the pipeline of that checkout
     python benchmarks/engines.py --generate               # `tiue generate`, from the shell
+    python benchmarks/engines.py --page                   # the page's text, encoder, decoders, VAE
+    python benchmarks/engines.py --batch                  # `tiue batch`, 320 rows
     python benchmarks/engines.py --right 64               # how far from PyTorch's pictures
 
 Each way lives in a process of its own and paints when it is told to, one after the other, so that
@@ -14,23 +16,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 PROMPT = "a cat on a blue background"
+ROWS = 320
 
 
 def worker(engine: str) -> None:
     """Paints a picture for every line of its input and answers with the seconds."""
     from tiue_core import TiuePipeline
 
+    if engine == "page":
+        return page()
     pipe = TiuePipeline.from_pretrained("stickers")
     if engine != "pipeline":
         pipe.optimize(engine)
@@ -38,6 +44,28 @@ def worker(engine: str) -> None:
         began, used = time.perf_counter(), time.process_time()
         pipe(PROMPT, seed=seed)
         spent = time.perf_counter() - began, time.process_time() - used
+        print("\n" + json.dumps(spent), flush=True)
+
+
+def page() -> None:
+    """The same with the page's own painter, by the seconds that it shows."""
+    from tiue_core.students import find
+
+    try:
+        from tiue_core.app.paint import paint
+        from tiue_core.app.state import Order
+        from tiue_core.app.state import ServerConfig as Config
+        from tiue_core.app.worker import Models
+    except ImportError:  # as it was called in 0.1.0
+        from tiue_core.page.paint import paint
+        from tiue_core.page.state import House as Config
+        from tiue_core.page.state import Order
+        from tiue_core.page.worker import Models
+    models = Models(Config.of([find("stickers")]))
+    for seed, _ in enumerate(sys.stdin):
+        used = time.process_time()
+        seconds = paint(models, Order("stickers", PROMPT, seed)).seconds
+        spent = sum(seconds.values()), time.process_time() - used
         print("\n" + json.dumps(spent), flush=True)
 
 
@@ -67,27 +95,22 @@ class Painter:
         raise SystemExit(f"{self.name} ended: python {__file__} --worker shows why")
 
 
-def command(tree: Path) -> tuple[float, float]:
-    """`tiue generate` once, elapsed and CPU seconds; what it writes is thrown away."""
+def command(tree: Path, words: Sequence[str]) -> tuple[float, float]:
+    """`tiue ...` once, elapsed and CPU seconds; what it writes is thrown away."""
     before, began = os.times(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [
-                sys.executable,
-                "-W",
-                "ignore",
-                *f"-m tiue_core generate --out {folder}".split(),
-                PROMPT,
-            ],
+        said = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "tiue_core", *words, "--out", folder],
             check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             env={**os.environ, "PYTHONPATH": str(tree)},
             cwd=tree,  # where one stands goes before the path
-        )
+        ).stdout
     elapsed, after = time.perf_counter() - began, os.times()
     used = sum(after[2:4]) - sum(before[2:4])  # of the children
-    return elapsed, used
+    rate = re.search(r"([\d.]+) images/s", said)  # a list's own, without the start
+    return (1 / float(rate[1]), used / ROWS) if rate else (elapsed, used)
 
 
 def in_turn(ways: dict[str, Callable[[], tuple[float, float]]], rounds: int, warm: int) -> None:
@@ -140,6 +163,8 @@ def main() -> None:
     parser.add_argument("--engines", default="torch,onnxruntime,openvino")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--generate", action="store_true", help="the command, not the pipeline")
+    parser.add_argument("--batch", action="store_true", help="a list: seconds of one picture")
+    parser.add_argument("--page", action="store_true", help="the page's own painter")
     parser.add_argument("--right", type=int, metavar="N", help="differences, not times")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -148,10 +173,17 @@ def main() -> None:
     if given.right:
         return right(given.right)
     trees = {"before": given.against.resolve()} if given.against else {}
-    if given.generate:
-        trees["tiue generate"] = HERE
-        commands = {name: partial(command, tree) for name, tree in trees.items()}
-        return in_turn(commands, given.rounds, warm=1)
+    if given.generate or given.batch:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = Path(folder) / "rows.csv"
+            rows.write_text("\n".join(["prompt,seed", *(f"{PROMPT},{i}" for i in range(ROWS))]))
+            words = ["generate", PROMPT] if given.generate else ["batch", str(rows)]
+            trees[f"tiue {words[0]}"] = HERE
+            commands = {name: partial(command, tree, words) for name, tree in trees.items()}
+            return in_turn(commands, given.rounds, warm=1)
+    if given.page:
+        painters = [Painter(name, tree, "page") for name, tree in {**trees, "page": HERE}.items()]
+        return in_turn({painter.name: painter.paint for painter in painters}, given.rounds, warm=3)
     painters = [Painter(name, tree, "pipeline") for name, tree in trees.items()]
     painters += [Painter(name, HERE, name) for name in ("pipeline", *given.engines.split(","))]
     in_turn({painter.name: painter.paint for painter in painters}, given.rounds, warm=2)

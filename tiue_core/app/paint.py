@@ -158,7 +158,7 @@ def paint(models: Models, order: Order) -> Picture:
     studio, order = ready(models, order)
     pipe = studio.painter.pipe
     watch = Stopwatch(pipe.device)
-    with noted() as notes, plainly():
+    with noted() as notes, plainly(), pipe._once():
         passed = watched_pass(pipe, order, watch, keep_predictions=False)
         with watch("VAE"):
             image = pictures_of(pipe, passed.latents, order.draft)[0]

@@ -11,7 +11,7 @@ same folders. An image depends on its prompt, its seed, its size and K, never on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import Signature, signature
@@ -318,8 +318,6 @@ class TiuePipeline(
                 check_alike(prompt_embeds, against)
                 against = against.expand(prompts, -1, -1)
 
-            once = nullcontext if self._optimized is None else self._optimized.once
-
             def paint(images: range, chunk: int) -> Any:
                 rows = [image // count for image in images]
                 noise = (
@@ -331,7 +329,7 @@ class TiuePipeline(
                 if against is not None:
                     context = torch.cat([against[rows].to(device), context])
                     noise = torch.cat([noise, noise])
-                with once():
+                with self._once():
                     z = one_pass(unet, schedule, noise, context, chunk=chunk).latents
                     z = z if against is None else guide(z, guidance_scale)
                     return self._decode_latents(z, output_type, draft)
@@ -414,6 +412,10 @@ class TiuePipeline(
         from .draft import load_draft_decoder
 
         self.draft_vae = load_draft_decoder(self, source, accept_license)
+
+    def _once(self) -> AbstractContextManager[None]:
+        """Within, the time of one pass, an engine reads every model's weights once."""
+        return nullcontext() if self._optimized is None else self._optimized.once()
 
     def _decode_latents(self, latents: Tensor, output_type: str, draft: bool) -> Any:
         """z_0 (B, C, h, w) to images of ``output_type``."""
