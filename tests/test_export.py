@@ -72,6 +72,24 @@ def test_graph_paints_what_the_pipeline_paints(pipe: Any, graph: Path, batch: in
     assert wanted.std() > 1 and pictures.std() > 0.02  # or agreeing would say little
 
 
+def test_norms_of_single_channels_are_not_reshaped(pipe: Any, tmp_path: Path) -> None:
+    """An engine's instance norm takes features as they lie, a group norm's groups it must make."""
+    import onnx
+    from torch import nn
+
+    norms = {n: m for n, m in pipe.vae.decoder.named_modules() if isinstance(m, nn.GroupNorm)}
+    single = [n for n, m in norms.items() if m.num_groups == m.num_channels]
+    of_pictures = [n for n in single if "attention" not in n]  # those are of rows of pixels
+    assert of_pictures
+    export(pipe, tmp_path / "tiny.onnx", parts=True)
+    nodes = onnx.load(tmp_path / "tiny.vae.onnx").graph.node
+    makers = {output: node.op_type for node in nodes for output in node.output}
+    given = [makers[n.input[0]] for n in nodes if n.op_type == "InstanceNormalization"]
+    assert len(given) == len(norms)
+    assert sum(maker != "Reshape" for maker in given) == len(of_pictures)
+    assert all(m is pipe.vae.decoder.get_submodule(n) for n, m in norms.items())  # its own stay
+
+
 def test_generate_needs_no_torch(graph: Path, tmp_path: Path) -> None:
     """In a process of its own, with torch and diffusers made impossible to import."""
     script = (

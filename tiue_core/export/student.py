@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core.packed import joined, pooled_width, split, unpack
 from ..core.schedule import OneWaySchedule
@@ -178,10 +179,31 @@ class Vae(nn.Module):
 
     def __init__(self, pipe: Any, vae: Any) -> None:
         super().__init__()
-        self.vae, self.decode = vae, pipe.decode
+        self.vae, self.decode = _by_channel(_twin(vae)), pipe.decode
 
     def forward(self, latents: Tensor) -> Tensor:
         return (self.decode(self.vae, latents).float() / 2 + 0.5).clamp(0, 1)
+
+
+class _ByChannel(nn.Module):
+    """A group norm whose groups are single channels by its other name: engines have a kernel for an
+    instance norm, and reshape the features to and fro for a group norm."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+def _by_channel(module: nn.Module) -> nn.Module:
+    for name, part in module._modules.items():
+        if isinstance(part, nn.GroupNorm) and part.num_groups == part.num_channels and part.affine:
+            module._modules[name] = _ByChannel(part)
+        elif part is not None:
+            _by_channel(part)
+    return module
 
 
 class Student(nn.Module):
