@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import TiueError
 from . import checkpoint
@@ -140,9 +141,14 @@ def descend(
     return optimizer_step(accelerator, optimizer, clip)
 
 
+def finite(loss: torch.Tensor) -> bool:
+    """Whether a loss is a number. In a rehearsal (``rehearsal``) there is none to look at."""
+    return isinstance(loss, FakeTensor) or bool(torch.isfinite(loss))
+
+
 def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """Backward; a loss that is no number moves nothing."""
-    if not torch.isfinite(loss):
+    if not finite(loss):
         raise LossError(
             f"the loss is {loss.item()}: resume from the checkpoint with a lower learning rate, or "
             "another precision"

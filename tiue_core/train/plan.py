@@ -23,8 +23,7 @@ from ..shared.measure import matmul_rate
 from .pairs import Pairs
 from .real_images import RealImages
 from .recipe import DistillRecipe
-from .rehearsal import Live, default_dtype
-from .tasks import distill
+from .rehearsal import Alone, Live, default_dtype
 from .tasks.distill import DistillTask
 
 GIB = 1 << 30
@@ -170,11 +169,11 @@ def rehearse(task: DistillTask, accelerator: Accelerator) -> tuple[int, int, int
     recipe = task.recipe.model_copy(update={"clip": 0.0, "optimizer": "adamw", "init": None})
     # Without data nothing can move; what is asked to go somewhere is there already.
     still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)
-    # Nor can a loss be looked at.
-    blind = patch.object(distill, "backward", lambda _, loss: loss.backward())
-    with still, blind, FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
+    with still, FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         twin = _Rehearsed(recipe, task)
-        twin.prepare(_Alone(accelerator))  # type: ignore[arg-type]
+        # Several processes call the CPU cpu:0, which tensors without data take for another one.
+        device = "cpu" if accelerator.device.type == "cpu" else accelerator.device
+        twin.prepare(Alone(accelerator.autocast, device))  # type: ignore[arg-type]
         average = [torch.empty_like(p) for p in twin.modules["student"].parameters() if recipe.ema]
         step = recipe.steps - 1  # every term is at work
         twin.update(step, torch.Generator())
@@ -184,19 +183,6 @@ def rehearse(task: DistillTask, accelerator: Accelerator) -> tuple[int, int, int
         peak, total = live.peak, flops.get_total_flops()
         del average
     return peak, resting, total
-
-
-class _Alone:
-    """An accelerator's device and precision, without its processes and its scaler."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.autocast, device = accelerator.autocast, accelerator.device
-        # Several processes call the CPU cpu:0, which tensors without data take for another one.
-        self.device = torch.device("cpu") if device.type == "cpu" else device
-        self.process_index, self.num_processes = 0, 1
-
-    def clip_grad_norm_(self, parameters: Any, limit: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
 
 def _spell(seconds: float) -> str:

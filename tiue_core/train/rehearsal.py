@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,21 @@ class Live(TorchDispatchMode):
 
     def _gone(self, size: int) -> None:
         self.bytes -= size
+
+
+class Alone:
+    """For an accelerator: its precision on one device, without its processes and its scaler."""
+
+    process_index, num_processes = 0, 1
+
+    def __init__(self, autocast: Callable[[], Any], device: torch.device | str = "cpu") -> None:
+        self.autocast, self.device = autocast, torch.device(device)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Any, limit: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
 
 @contextmanager

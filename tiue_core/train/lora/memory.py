@@ -20,7 +20,7 @@ from ...core.forward_process import Noising
 from ...core.packed import extra_rows, take_packed
 from ..pairs import Pairs
 from ..recipe import LoraRecipe
-from ..rehearsal import Live, default_dtype
+from ..rehearsal import Alone, Live, default_dtype
 from .kohya import lora_parameters
 from .parts import Group, Parts, Prior
 from .stages import Stage, StudentStage, TransferStage
@@ -110,7 +110,7 @@ def _peak(
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         for unet in (student, teacher):
             _make_fake(unet)
-        stage.update(0, None)
+        stage.update(0, torch.Generator())
     fakes = 0 if first or recipe.method == "paired" else learned
     return live.peak + 2 * (learned + fakes)  # the optimizer's moments
 
@@ -119,14 +119,9 @@ def _stage(recipe: LoraRecipe, parts: Parts, first: bool) -> Stage:
     bare = recipe.model_copy(update={"init": None})
     stage: Any = TransferStage(bare, parts) if first else StudentStage(bare, parts, recipe.out)
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-    stage.accelerator = SimpleNamespace(
-        autocast=lambda: torch.autocast("cpu", precision) if precision else nullcontext(),
-        backward=lambda loss: loss.backward(),
+    stage.accelerator = Alone(
+        lambda: torch.autocast("cpu", precision) if precision else nullcontext()
     )
-    stage._check = lambda name, loss: None
-    stage._descend = lambda optimizer, name, loss: loss.backward()
-    stage._rows = lambda total, generator, count=None: torch.arange(count or recipe.batch_size)
-    stage._group = lambda generator: parts.groups[0]
     if not first:
         stage.split = parts.halves
         noise = torch.zeros(recipe.batch_size, *parts.shape)

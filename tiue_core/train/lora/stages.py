@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..loop import (
     Task,
     adam,
     descend,
+    finite,
 )
 from ..pairs import Wanted, teacher_pairs
 from ..recipe import LoraRecipe
@@ -96,9 +96,8 @@ class Stage(Task):
 
     @staticmethod
     def _check(name: str, loss: Tensor) -> None:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise LossError(f"the {name} loss is {value}")
+        if not finite(loss):
+            raise LossError(f"the {name} loss is {float(loss.detach())}")
 
     def _rows(self, total: int, generator: torch.Generator, count: int | None = None) -> Tensor:
         return torch.randint(total, (count or self.recipe.batch_size,), generator=generator)
@@ -178,7 +177,8 @@ class TransferStage(Stage):
     def _group(self, generator: torch.Generator) -> Group:
         """A bucket, the fuller the likelier."""
         sizes = torch.tensor([float(len(group.latents)) for group in self.parts.groups])
-        return self.parts.groups[int(torch.multinomial(sizes, 1, generator=generator))]
+        chosen = torch.multinomial(sizes, 1, generator=generator)
+        return self.parts.groups[int(chosen) if len(sizes) > 1 else 0]
 
     def _prior(self, generator: torch.Generator) -> Tensor:
         """MSE between the teacher with and without its LoRA, on the student's own pictures."""
