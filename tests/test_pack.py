@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 20 * 2**20  # 16 until the autoencoder grew from 2 to 8 MB, for pictures four times as sharp
 FLAGGED = {"eval", "exec", "compile", "__import__"}
+ACCELERATORS = {  # all that comfy-cli 1.23.0 knows
+    f"Environment :: {name}"
+    for name in (
+        "GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "GPU :: Apple Metal",
+        "NPU :: Huawei Ascend",
+    )
+}  # fmt: skip
+COMFY = os.environ.get("COMFY_CLI") or shutil.which("comfy")
 
 
 def _git(*options: str) -> set[str]:
@@ -70,8 +83,105 @@ def test_the_registry_finds_what_it_asks_for() -> None:
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     classifiers = whole["project"]["classifiers"]
     assert [line for line in classifiers if line.startswith("Operating System ::")]
-    assert [line for line in classifiers if line.startswith("Environment :: GPU ::")]
+    named = {line for line in classifiers if line.startswith("Environment ::")}
+    assert named and named <= ACCELERATORS  # of one more, comfy-cli drops them all
     assert whole["tool"]["comfy"]["PublisherId"] and whole["tool"]["comfy"]["DisplayName"]
+
+
+def test_icon_and_banner_are_as_the_registry_wants_them() -> None:
+    with Image.open(ROOT / "docs" / "icon.png") as icon:
+        assert icon.width == icon.height <= 400
+    with Image.open(ROOT / "docs" / "banner.png") as banner:
+        assert banner.width * 9 == banner.height * 21
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """As much of the tree as scripts/address reads."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("pyproject.toml", "scripts/address"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def _address(checkout: Path, *given: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("tomlkit")
+    command = [sys.executable, checkout / "scripts" / "address", *given]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_one_command_writes_the_address(checkout: Path) -> None:
+    file = checkout / "pyproject.toml"
+    before = file.read_text(encoding="utf-8")
+    first = _address(checkout, "https://github.com/somebody/tiue.git")
+    assert first.returncode == 0, first.stderr
+    raw = "https://gitlab.com/somebody/tiue/-/raw/main"
+    again = _address(checkout, "https://gitlab.com/somebody/tiue/", "--raw", raw)
+    assert again.returncode == 0, again.stderr
+    whole, was = tomllib.loads(file.read_text(encoding="utf-8")), tomllib.loads(before)
+    assert whole["project"].pop("urls") == {
+        "Repository": "https://gitlab.com/somebody/tiue",
+        "Documentation": "https://gitlab.com/somebody/tiue/tree/HEAD/docs",
+        "Issues": "https://gitlab.com/somebody/tiue/issues",
+    }
+    for name in ("Icon", "Banner"):
+        shown = whole["tool"]["comfy"][name]
+        assert shown == f"{raw}/docs/{name.lower()}.png"
+        assert (ROOT / shown.removeprefix(f"{raw}/")).is_file()
+        whole["tool"]["comfy"][name] = was["tool"]["comfy"][name]
+    was["project"].pop("urls", None)
+    assert whole == was
+    comments = [line for line in before.splitlines() if "#" in line and "=" not in line]
+    assert comments and all(line in file.read_text(encoding="utf-8") for line in comments)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://github.com/somebody/tiue",
+        "git@github.com:somebody/tiue.git",
+        "github.com/somebody/tiue",
+        "https://github.com",
+        "https://github.com/somebody",
+        "https://localhost/somebody/tiue",
+        "https://user:secret@github.com/somebody/tiue",
+        "https://github.com/somebody/tiue?tab=readme",
+        "https://github.com/some body/tiue",
+        "https://[github.com/somebody/tiue",
+        "",
+    ],
+)
+def test_what_is_no_address_is_one_line(checkout: Path, given: str) -> None:
+    before = (checkout / "pyproject.toml").read_bytes()
+    ended = _address(checkout, given)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1 and "https://HOST/OWNER/NAME" in ended.stderr
+    assert (checkout / "pyproject.toml").read_bytes() == before
+    assert [path.name for path in checkout.iterdir() if path.is_file()] == ["pyproject.toml"]
+
+
+@pytest.mark.skipif(
+    not COMFY, reason="no comfy-cli: pip install comfy-cli, or name it in COMFY_CLI"
+)
+def test_the_registrys_own_tool_takes_it(tmp_path: Path, packed: list[Path]) -> None:
+    tree = tmp_path / "tiue"
+    for name in _git():
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=tree, check=True)
+    assert _address(tree, "https://example.org/somebody/tiue").returncode == 0
+    for verb in ("validate", "pack"):
+        command = [str(COMFY), "--skip-prompt", "--no-enable-telemetry", "node", verb]
+        ended = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+        said = ended.stdout + ended.stderr
+        assert ended.returncode == 0 and "arning" not in said, said
+    with zipfile.ZipFile(tree / "node.zip") as archive:
+        assert {ROOT / name for name in archive.namelist()} == set(packed)
+    size = (tree / "node.zip").stat().st_size
+    print(f"node.zip: {size / 2**20:.1f} MiB")
+    assert size <= LIMIT
 
 
 def test_one_folder_of_templates() -> None:
