@@ -138,7 +138,7 @@ class GraphRunner:
 
 
 def _state(watch: Watch, bits: Bits) -> tuple:
-    return (*watch.state(), bits.mark(tensors_of(watch.model)))
+    return (*watch.adapters(), bits.mark(tensors_of(watch.model)))
 
 
 def array(tensor: Tensor) -> Any:

@@ -231,7 +231,7 @@ class Optimized:
     def _run(self, function: Callable, *arguments: Any) -> Any:
         if self.graphs is None:
             return function(*arguments)
-        now = [watch.state(written=False) for watch in self._watches]
+        now = [watch.state() for watch in self._watches]
         if now != self._seen:  # graphs hold the addresses of the tensors they were made with
             self.graphs.clear()
             self._seen = now

@@ -8,8 +8,8 @@ from torch import nn
 
 
 class Watch:
-    """``state()`` changes when tensors of a model are exchanged or written to, or when its LoRAs
-    come, go, or change their strength."""
+    """``adapters()`` changes when a model's LoRAs come, go, or change their strength; ``state()``
+    when tensors are exchanged, too."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -17,20 +17,21 @@ class Watch:
         self._tensors: list[nn.Parameter] = []
         self._layers: list[Any] = []
 
-    def state(self, written: bool = True) -> tuple:
-        """``written``: whether writing into a tensor counts as a change."""
+    def adapters(self) -> tuple:
+        """The LoRAs, whether they are at work, and their strengths."""
         adapters = tuple(getattr(self.model, "peft_config", None) or ())
         if adapters != self._adapters:  # layers were added or removed
             self._adapters = adapters
             self._tensors = list(self.model.parameters())
             self._layers = [m for m in self.model.modules() if hasattr(m, "active_adapters")]
-        tensors = tuple(
-            (x.data_ptr(), x._version if written and not x.is_inference() else 0, x.dtype)
-            for x in self._tensors
-        )
         layers = tuple(
             (*layer.active_adapters, layer.merged, layer.disable_adapters, *layer.scaling.items())
             for layer in self._layers
             if hasattr(layer, "scaling")
         )
-        return (adapters, tensors, layers)
+        return (adapters, layers)
+
+    def state(self) -> tuple:
+        """The same, and which tensors these are. What was written into them it does not see:
+        ``shared.layers.Bits`` does."""
+        return (*self.adapters(), tuple((x.data_ptr(), x.dtype) for x in self._tensors))

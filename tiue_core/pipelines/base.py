@@ -311,9 +311,9 @@ class TiuePipeline(
         device, unet = self._execution_device, self.split_unet
         try:
             if texts is not None:
-                prompt_embeds = self.encode_prompt(texts, batch_size)
+                prompt_embeds = self.encode_prompt(texts, batch_size, device)
             assert prompt_embeds is not None
-            against = self.encode_prompt(negative, batch_size) if guided else None
+            against = self.encode_prompt(negative, batch_size, device) if guided else None
             if against is not None:
                 check_alike(prompt_embeds, against)
                 against = against.expand(prompts, -1, -1)
@@ -345,8 +345,13 @@ class TiuePipeline(
         out = _joined(batches)
         return TiueOutput(images=out, seeds=seeds) if return_dict else (out, seeds)
 
-    def encode_prompt(self, prompts: Sequence[str], batch_size: int = 8) -> Tensor:
-        """Texts to (len(prompts), N, D), warning of words that the text encoder cannot take."""
+    def encode_prompt(
+        self, prompts: Sequence[str], batch_size: int = 8, device: torch.device | None = None
+    ) -> Tensor:
+        """Texts to (len(prompts), N, D), warning of words that the text encoder cannot take.
+
+        ``device``: where the models run, if that is known already.
+        """
         check_precision(self._text_encoders())
         limit = token_limit(self.tokenizer, self.text_encoder)
         # We name the words that do not fit; the tokenizer's own remark would only confuse.
@@ -363,7 +368,8 @@ class TiuePipeline(
         rows = [zip(one.input_ids, one.attention_mask, strict=True) for one in tokens]
         told = zip(*([(*map(_bytes, pair),) for pair in row] for row in rows), strict=True)
         keys = [*zip(texts, told, strict=True)]
-        return self._embeddings(keys, encode, self._text_encoders(), self._execution_device)
+        device = device or self._execution_device
+        return self._embeddings(keys, encode, self._text_encoders(), device)
 
     def _tokenizers(self) -> list[Any]:
         return [self.tokenizer]
