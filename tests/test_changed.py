@@ -155,6 +155,21 @@ def test_a_prepared_weight_is_prepared_again(pipe: TiuePipeline, change: Any) ->
     assert (now - expected).abs().max() < 2e-4 * expected.abs().max()
 
 
+@torch.no_grad()
+def test_an_autoencoders_doubling_follows_its_weights(pipe: TiuePipeline) -> None:
+    from tiue_core.shared.doubling import double_cheaply, double_plainly
+
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    double_cheaply(pipe.vae)
+    before = pipe.vae.decode(z).sample
+    pipe.vae.decoder.up_blocks[0].upsamplers[0].conv.weight.data += 0.05
+    now = pipe.vae.decode(z).sample
+    double_plainly(pipe.vae)
+    wanted = pipe.vae.decode(z).sample
+    assert (now - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (now - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 def test_every_bit_counts(layout: Any, dtype: torch.dtype) -> None:
