@@ -106,7 +106,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def _address(checkout: Path, *given: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("tomlkit")
-    command = [sys.executable, checkout / "scripts" / "address", *given]
+    command = [sys.executable, str(checkout / "scripts" / "address"), *given]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -15,6 +15,11 @@ collect_ignore = ["inside", "page"]  # run in ComfyUI's Python, by the tests bes
 skips = LoudSkips("COMFYUI")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = "of the checks inside ComfyUI only those that pytest's own -k would choose by WORDS"
+    parser.addoption("--inside", default="", metavar="WORDS", help=words)
+
+
 @pytest.fixture(scope="session")
 def comfy() -> Comfy:
     needed = "import torch, torchsde, aiohttp, diffusers, peft, pytest"

@@ -1,6 +1,8 @@
 """Checks that run inside ComfyUI's own Python: the numbers, against diffusers and TiuePipeline.
 
-One process runs them all, since importing ComfyUI takes longer than most of them.
+One process runs all that are chosen, since importing ComfyUI takes longer than most of them:
+
+    pytest tests/comfyui/test_inside.py -k check_words --inside "same_seed and node"
 """
 
 from __future__ import annotations
@@ -16,18 +18,24 @@ Failures = dict[str, str]  # by test
 
 
 @pytest.fixture(scope="module")
-def outcome(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failures]:
-    """What failed in every file of checks."""
+def outcome(
+    request: pytest.FixtureRequest, comfy: Comfy, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Failures]:
+    """What failed in every file of checks that was chosen."""
+    chosen = (getattr(item, "callspec", None) for item in request.session.items)
+    checks = {spec.params.get("check") for spec in chosen if spec}
     report = tmp_path_factory.mktemp("inside") / "report.xml"
     command = [comfy.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--confcutdir", "."]
     command += ["--override-ini", "addopts=", "--junitxml", str(report)]
+    words = request.config.getoption("--inside", default="")
     result = subprocess.run(
-        [*command, *(f"{check}.py" for check in CHECKS)],
+        [*command, "-k", words, *(f"{check}.py" for check in CHECKS if check in checks)],
         env={**comfy.environment, "TIUE_STUDENT": str(BUILT_IN)},
         cwd=HERE / "inside",
         capture_output=True,
         text=True,
     )
+    assert result.returncode != 5, f"no check is named {words!r}"
     assert report.is_file(), result.stdout[-4000:] + result.stderr[-4000:]
     print(result.stdout[result.stdout.rfind("greatest difference") :])
     found: dict[str, Failures] = {}

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import time
 from typing import Any
 
@@ -313,6 +314,37 @@ def test_what_does_not_act_says_so_in_the_log(server: Server) -> None:
     assert server.run(stock_ksampler(seed=8, cfg=7.0, denoise=0.8)).status == "success"
     log = server.log
     assert "TiUE: cfg is 7" in log and "TiUE: denoise 0.8 does not act" in log
+
+
+LISTEN = """
+import asyncio, sys, aiohttp
+
+async def main():
+    async with aiohttp.ClientSession() as session, session.ws_connect(sys.argv[1]) as socket:
+        print("ready", flush=True)
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.BINARY and message.data[3] == 3:  # text on a node
+                size = message.data[7]
+                print(*(part.decode() for part in (message.data[8:8 + size],
+                                                   message.data[8 + size:])), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_what_does_not_act_is_shown_on_the_node(server: Server, prompt: Prompt) -> None:
+    nodes_of(prompt, "EmptyLatentImage")[0]["width"] = 384
+    (sampler,) = (k for k, node in prompt.items() if node["class_type"] == "TiUEOnePassSampler")
+    assert "384 x 128 is far from" in str(server.run(prompt).outputs[sampler]["notes"])
+
+    # The stock KSampler's own node, as the page hears of it.
+    command = [server.host.python, "-c", LISTEN, f"ws://127.0.0.1:{server.port}/ws"]
+    page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert page.stdout is not None and page.stdout.readline() == "ready\n"
+    assert server.run(stock_ksampler(seed=10, cfg=5.0)).status == "success"
+    time.sleep(1)
+    page.terminate()
+    assert "5 cfg is 5: students are trained to do without guidance" in page.communicate()[0]
 
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2", "dpm_fast", "dpm_adaptive"])

@@ -59,3 +59,13 @@ def test_what_is_no_picture_and_another_size_are_refused(nodes, stickers):
     noise = nodes.Invert(stickers.model, positive, picture, 0, 1)
     with pytest.raises(ValueError, match="connect an Empty Latent Image of 128x128"):
         repainted(nodes, stickers, noise, SHOWN, stickers.latent(1, 16, 24))
+
+
+def test_a_student_that_was_loaded_as_a_server_loads_it(nodes):
+    """In inference mode: no gradient goes through such weights."""
+    model, clip, _ = nodes.LoadStudent("stickers")
+    assert next(model.model.diffusion_model.parameters()).is_inference()
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(SHOWN))
+    picture = nodes.OnePassSampler(model, positive, {"samples": torch.zeros(1, 4, 16, 16)}, 3)
+    first, last = (nodes.Invert(model, positive, picture, 0, steps).noise for steps in (1, 3))
+    assert last.isfinite().all() and (last - first).abs().max() > 1e-3

@@ -1,5 +1,6 @@
 """What ComfyUI's save nodes and Save Student write is read back: the same latents, to the bit."""
 
+import json
 import os
 from pathlib import Path
 
@@ -61,6 +62,59 @@ def test_a_checkpoint_is_read_back(nodes, output, how):
         assert torch.equal(ours, theirs)
     made = again[0].get_attachment("tiue")
     assert made.scheduler == model.get_attachment("tiue").scheduler and made.steps == 4
+
+
+CHANGED = {
+    "unet": "diffusion_model.middle_block.0.in_layers.2.weight",
+    "text": "clip_l.transformer.text_model.final_layer_norm.bias",
+    "vae": "decoder.conv_out.bias",
+}
+
+
+@pytest.mark.parametrize("part", CHANGED)
+@pytest.mark.parametrize("how", ["CheckpointSave", "Save Student"])
+def test_every_part_of_a_checkpoint_is_its_own(nodes, output, part, how):
+    """Not the student's of that name, which stands in for what a file lacks."""
+    model, clip, vae = nodes.LoadStudent("stickers")
+    plain = painted(nodes, model, clip, vae)
+    if part == "vae":
+        vae.first_stage_model.get_parameter(CHANGED[part]).data += 0.3
+    else:
+        patched = model.clone() if part == "unet" else clip.clone()
+        inner = patched.model if part == "unet" else patched.patcher.model
+        shape = inner.state_dict()[CHANGED[part]].shape
+        change = torch.randn(shape, generator=torch.manual_seed(0))
+        patched.add_patches({CHANGED[part]: (change,)}, 0.5 if part == "unet" else 3.0)
+        model, clip = (patched, clip) if part == "unet" else (model, patched)
+    ours = painted(nodes, model, clip, vae)
+    if how == "Save Student":
+        nodes.SaveStudent(model, clip, vae, "mine")
+    else:
+        merging.CheckpointSave().save(model, clip, vae, "checkpoints/mine")
+    folder_paths.filename_list_cache.clear()
+    again = painted(nodes, *nodes.LoadStudent(*saved(output)))
+    seen = part == "vae"  # the picture; else the latents
+    moved = (ours[seen] - plain[seen]).abs().max()
+    assert (again[seen] - ours[seen]).abs().max() < 0.05 < moved / 2  # half precision on disk
+
+
+def test_a_schedule_of_its_own_is_saved_and_is_in_the_metadata(nodes, output, tmp_path):
+    """For Load Student; for `tiue`, Forge and whoever reads no tensors."""
+    from tiue_pack.tiue_core.students.checkpoint import read_made
+
+    with torch.inference_mode(False):
+        folder = tiny.student(tmp_path / "student")
+    for file, more in (
+        (folder / "scheduler" / "scheduler_config.json", {"beta_end": 0.02}),
+        (folder / "model_index.json", {"steps": 3}),
+    ):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
+    parts = loading.load_folder(folder)
+    again = nodes.LoadStudent(nodes.SaveStudent(*parts, "mine"))
+    (file,) = (path for name, path in saved(output).items() if name.startswith("checkpoints"))
+    for made in (again[0].get_attachment("tiue"), read_made(file)):
+        assert (made.scheduler["beta_end"], made.steps, made.timesteps) == (0.02, 3, None)
+    assert torch.equal(painted(nodes, *again)[0], painted(nodes, *parts)[0])
 
 
 def test_parts_are_read_back_and_the_rest_is_the_students(nodes, output):

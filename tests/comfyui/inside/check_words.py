@@ -39,6 +39,32 @@ def test_no_cell_is_a_wrong_picture(matrix, cell):
 
 
 @pytest.fixture
+def foreign(matrix):
+    """Another branch's clone is loaded, with v-prediction and the latents of another model."""
+    yield matrix.before
+    matrix.before("nothing")
+
+
+def test_a_plain_model_predicts_what_it_predicts_whatever_is_loaded(nodes, student, foreign):
+    model = student.model.clone()
+    model.attachments.clear()
+    foreign("v_prediction")
+    out = ksampled(nodes, student, student.condition(PROMPT), model=nodes.PatchModel(model))
+    assert student.difference(out, student.reference(PROMPT, SEED)) <= TOLERANCE
+
+
+def test_latents_have_their_own_scale_whatever_is_loaded(nodes, student, foreign):
+    positive = student.condition(PROMPT)
+    picture = nodes.OnePassSampler(student.model, positive, student.latent(), SEED)
+    alone = nodes.Invert(student.model, positive, picture, SEED, 2).noise
+    foreign("continuous edm_playground_v2.5")
+    assert torch.equal(nodes.Invert(student.model, positive, picture, SEED, 2).noise, alone)
+    foreign("continuous edm_playground_v2.5")
+    out = ksampled(nodes, student, positive)
+    assert student.difference(out, student.reference(PROMPT, SEED)) <= TOLERANCE
+
+
+@pytest.fixture
 def told(matrix):
     with matrix.notes.collected() as lines:
         yield lines
@@ -96,6 +122,19 @@ def test_a_controlnet_range(nodes, student, told, tmp_path, start, acts):
     PAINTED["node"](nodes, student, positive)
     how = "acts on the whole picture" if acts else "does not act"
     assert [line for line in told if f"ControlNet with range {start:g} to 0.9 {how}" in line]
+
+
+def test_a_keyframe_says_that_it_does_not_act(nodes, student, told):
+    import comfy.hooks
+
+    frames = comfy.hooks.HookKeyframeGroup()
+    for start in (0.0, 0.5):
+        frames.add(comfy.hooks.HookKeyframe(strength=0.5, start_percent=start))
+    hooks = comfy.hooks.create_hook_lora({}, 1.0, 1.0)
+    hooks.set_keyframes_on_hooks(frames)
+    positive = comfy.hooks.set_hooks_for_conditioning(student.condition(PROMPT), hooks)
+    PAINTED["node"](nodes, student, positive)
+    assert [line for line in told if "the keyframe with range 0.5 to 1 does not act" in line]
 
 
 def test_cfg_says_what_it_does(nodes, student, told):

@@ -136,7 +136,8 @@ def cells(full: bool) -> list[tuple[str, str, str, str]]:
     """What is run: all of it, or what takes seconds."""
     befores = BEFORE if full else ["v_prediction"]
     samplers = SAMPLERS if full else [*{*SAMPLERS} & {*QUICK}]
-    own = itertools.product(WAYS, befores, ["-"], PATCHES if full else PATCHES[::3])
+    some = [*PATCHES[::3], CONTINUOUS[-1]]  # which changes the scale of the latents, too
+    own = itertools.product(WAYS, befores, ["-"], PATCHES if full else some)
     patches = itertools.product(STOCK, befores, ["euler"], PATCHES if full else PATCHES[1::3])
     every = itertools.product(STOCK[:1], befores, samplers, ["none"])
     return [*own, *patches, *every]
