@@ -21,6 +21,7 @@ from torch import Tensor
 from ...tiue_core.errors import TiueError
 from ...tiue_core.students.checkpoint import Made
 from . import shapes
+from .notes import tell
 
 UNET, TEXT = "tiue.student", "tiue.text_encoder"
 _PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
@@ -72,6 +73,15 @@ def read(path: Path, build: Any, base: Callable[[str], tuple[Any, Any, Any]]) ->
         tensors.update(model.model.model_config.process_clip_state_dict(text))
     text = text_tensors(tensors)
     known = "text_encoder" in entries and text
+    others_text = text or any(key.startswith(_TEXTS) for key in tensors)
+    for part, there, ours in (("UNet", unet, model), ("text encoder", others_text, known)):
+        if there and not ours:
+            tell(
+                [
+                    f"the {part} in {path.name} is not read as a student's, so that of "
+                    f"'{name}' is used: load it with a loader of its own"
+                ]
+            )
     clip = build.clip(entries["text_encoder"], _texts(entries, text, tensors)) if known else None
     parts = (model, clip, build.vae(vae) if vae else None)
     if None not in parts:

@@ -98,6 +98,25 @@ def test_every_part_of_a_checkpoint_is_its_own(nodes, output, part, how):
     assert (again[seen] - ours[seen]).abs().max() < 0.05 < moved / 2  # half precision on disk
 
 
+@pytest.mark.parametrize("part", ["UNet", "text encoder"])
+def test_a_part_of_another_program_is_not_dropped_without_a_word(nodes, output, monkeypatch, part):
+    from tiue_pack.nodes.native import notes, texts
+
+    model, clip, vae = nodes.LoadStudent("stickers")
+    if part == "UNet":
+        kind = type(model.model.model_config)
+        plain = kind.__mro__[1].process_unet_state_dict_for_saving
+        monkeypatch.setattr(kind, "process_unet_state_dict_for_saving", plain)
+    else:
+        monkeypatch.setattr(texts._Tokenizer, "state_dict", lambda self: {})
+    merging.CheckpointSave().save(model, clip, vae, "checkpoints/mine")
+    (name,) = saved(output)
+    folder_paths.filename_list_cache.clear()
+    with notes.collected() as told:
+        nodes.LoadStudent(name)
+    assert [line for line in told if f"the {part} in mine" in line and "'stickers' is" in line]
+
+
 def test_a_schedule_of_its_own_is_saved_and_is_in_the_metadata(nodes, output, tmp_path):
     """For Load Student; for `tiue`, Forge and whoever reads no tensors."""
     from tiue_pack.tiue_core.students.checkpoint import read_made
