@@ -77,6 +77,11 @@ class AutoencoderRecipe(Recipe):
         500, ge=0, description="first updates without sampled latents and without the KL term"
     )
     freeze_encoder: bool = Field(False, description="train the decoder alone")
+    latents_of: str | None = Field(
+        None,
+        description="an autoencoder whose latents this one, of another shape, learns to keep, so "
+        "that teachers and students of the first go on with the second; `stickers` is shipped",
+    )
     equivariance: float = Field(
         0.0,
         ge=0,
@@ -96,6 +101,12 @@ class AutoencoderRecipe(Recipe):
         "decoder learns what is meant by a soft latent",
     )
     smudge_range: tuple[int, int] = Field((50, 500), description="noise it guesses from")
+    painted: str | None = Field(
+        None,
+        description="a student whose latents are decoded as well, half as many as a batch: nobody "
+        "knows what they should show, so the critic alone says how sharp; colours and places stay "
+        "those of that student's own decoder",
+    )
     edges: float = Field(0.0, ge=0, description="weight of the L1 between neighbours' differences")
     adversarial: float = Field(0.0, ge=0, description="weight of the critic of patches")
     likeness: float = Field(1.0, ge=0, description="weight of the L1 in what that critic sees")

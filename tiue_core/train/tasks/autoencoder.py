@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from ..recipe import AutoencoderRecipe
 from ..widen import widened
 
 logger = logging.getLogger("tiue.train")
+PAINTED = 1500  # pictures of a student that its decoder's critic may see
 
 
 def load_autoencoder(name: str) -> AutoencoderKL:
@@ -54,6 +55,11 @@ class AutoencoderTask(Task):
         if recipe.freeze_encoder:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
+        self.original = load_autoencoder(recipe.latents_of) if recipe.latents_of else None
+        if self.original is not None:
+            self.original.requires_grad_(False)
+            factor = self.original.config.scaling_factor
+            self.vae.register_to_config(scaling_factor=factor)
         self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": optimizer(recipe, [self.vae])}
         if recipe.adversarial:
@@ -62,12 +68,15 @@ class AutoencoderTask(Task):
             self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
         scenes = self.world.scenes(recipe.pool, recipe.seed)
         self.pool, self.captions = render(scenes), [scene.caption for scene in scenes]
+        self.painted = _painted(recipe, self.captions[:PAINTED]) if recipe.painted else None
         self.teacher = TiuePipeline.from_pretrained(recipe.smudge) if recipe.smudge else None
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         for module in self.modules.values():
             module.to(accelerator.device)
+        if self.original is not None:
+            self.original.to(accelerator.device)
         if accelerator.device.type == "cpu":
             written_out(self.vae)
         self.known: dict[tuple[int, bool], torch.Tensor] = {}
@@ -84,7 +93,10 @@ class AutoencoderTask(Task):
         generator: torch.Generator,
         halved: bool = False,
     ) -> tuple[torch.Tensor, ...]:
-        mean, log_variance = self._moments(images).chunk(2, dim=1)
+        moments, self.strayed = self._moments(images), images.new_zeros(())
+        if self.original is not None:
+            moments = self._in_part_own(images, moments)
+        mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
         extra = self.recipe.latent_noise / self.vae.config.scaling_factor
         latents = mean + (torch.exp(0.5 * log_variance) + extra) * noise
@@ -112,10 +124,22 @@ class AutoencoderTask(Task):
         guess = (noisy - (1 - alpha).sqrt() * predicted.float()) / alpha.sqrt()
         return torch.cat([unscaled(self.teacher.vae, guess), latents[count:]])
 
+    def _in_part_own(self, images: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+        """The original's latents of a batch, for its second half the encoder's own.
+
+        How far those stray, in units of the latents' deviation, is a part of the loss.
+        """
+        half = len(images) // 2
+        own, kept = self.vae.quant_conv(self.vae.encoder(images[half:])), moments[half:]
+        (mean, log), (wanted, wanted_log) = (m.float().chunk(2, dim=1) for m in (own, kept))
+        factor = self.vae.config.scaling_factor
+        self.strayed = factor**2 * F.mse_loss(mean, wanted) + 0.01 * F.l1_loss(log, wanted_log)
+        return torch.cat([moments[:half], own.to(moments.dtype)])
+
     def _moments(self, images: torch.Tensor) -> torch.Tensor:
         """What the encoder says of a batch; a frozen one says it of a whole scene once."""
-        vae = self.vae
-        if not self.recipe.freeze_encoder:
+        vae = self.original or self.vae
+        if self.original is None and not self.recipe.freeze_encoder:
             return vae.quant_conv(vae.encoder(images))
         with torch.no_grad():
             new = [i for i, key in enumerate(self.drawn) if key not in self.known]
@@ -165,11 +189,17 @@ class AutoencoderTask(Task):
         mse = error.square().mean()
         kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
         loss = error.abs().mean() + recipe.mse * mse + (0.0 if warm else recipe.kl) * kl
+        if self.original is not None:
+            loss = loss + self.strayed
         if recipe.edges:
             loss = loss + recipe.edges * edges(decoded, images)
         logs: dict[str, torch.Tensor] = {}
         if recipe.adversarial:
-            fooled, likeness, logs = self._criticism(decoded, images)
+            freely = decoded[:0]
+            if self.painted is not None:
+                freely, anchor = self._decode_freely(generator)
+                loss = loss + anchor
+            fooled, likeness, logs = self._criticism(decoded, images, freely)
             loss = loss + recipe.likeness * likeness
             loss = loss + recipe.adversarial * _balance(loss, fooled, decoded) * fooled
         logs["grad_norm"] = descend(
@@ -178,23 +208,36 @@ class AutoencoderTask(Task):
         if recipe.adversarial:
             optimizer_step(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
         psnr = -10 * torch.log10(mse.detach() / 4)
+        if self.original is not None:
+            logs["strayed"] = self.strayed.detach()
         return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), **logs}
 
+    def _decode_freely(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents that the student painted, decoded, and how far colours and places have moved."""
+        assert self.painted is not None
+        count, device = self.recipe.batch_size // 2, self.accelerator.device
+        rows = torch.randint(len(self.painted[0]), (count,), generator=generator)
+        latents, before = (each[rows].to(device) for each in self.painted)
+        with self.accelerator.autocast():
+            decoded = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
+        return decoded, F.l1_loss(F.avg_pool2d(decoded, 4), before)
+
     def _criticism(
-        self, decoded: torch.Tensor, images: torch.Tensor
+        self, decoded: torch.Tensor, images: torch.Tensor, freely: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """How well the critic is fooled and what it sees apart; its own loss goes back at once."""
         critic, autocast = self.modules["critic"], self.accelerator.autocast
+        fakes = torch.cat([decoded, freely])
         with autocast():
-            told = tell_apart(critic(images)[-1:], critic(decoded.detach())[-1:])
+            told = tell_apart(critic(images)[-1:], critic(fakes.detach())[-1:])
         backward(self.accelerator, told)
         critic.requires_grad_(False)  # the decoder's loss must not move it
         with autocast():
-            seen = critic(decoded)
+            seen = critic(fakes)
             with torch.no_grad():
                 wanted = critic(images)
         critic.requires_grad_(True)
-        likeness = apart(seen, wanted)
+        likeness = apart([each[: len(images)] for each in seen], wanted)
         return fool(seen[-1:]), likeness, {"critic": told.detach(), "likeness": likeness.detach()}
 
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
@@ -210,7 +253,7 @@ class AutoencoderTask(Task):
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
         vae = modules["vae"]
-        if not self.recipe.freeze_encoder:
+        if not self.recipe.freeze_encoder and self.original is None:
             # Stable Diffusion's convention: the UNet sees latents of unit variance.
             vae.register_to_config(scaling_factor=1 / self._deviation(vae))  # type: ignore
         vae.save_pretrained(folder)  # type: ignore[operator]
@@ -223,6 +266,20 @@ class AutoencoderTask(Task):
             for batch in images.split(32)
         ]
         return float(torch.cat(means).std())
+
+
+@torch.no_grad()
+def _painted(recipe: AutoencoderRecipe, captions: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """A student's latents, as its decoder takes them, and its pictures in a quarter of the size."""
+    student = TiuePipeline.from_pretrained(recipe.painted)
+    latents, small = [], []
+    for first in range(0, len(captions), 8):
+        part = list(captions[first : first + 8])
+        seeds = [recipe.seed + first + i for i in range(len(part))]
+        z = unscaled(student.vae, student(part, seed=seeds, output_type="latent").images)
+        latents.append(z)
+        small.append(F.avg_pool2d(student.vae.decode(z).sample.float(), 4))
+    return torch.cat(latents), torch.cat(small)
 
 
 def _balance(loss: torch.Tensor, fooled: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
