@@ -30,7 +30,7 @@ from ..recipe import AutoencoderRecipe
 from ..widen import widened
 
 logger = logging.getLogger("tiue.train")
-PAINTED = 1500  # pictures of a student that its decoder's critic may see
+PAINTED = 480  # pictures of a student that its decoder's critic may see
 
 
 def load_autoencoder(name: str) -> AutoencoderKL:
