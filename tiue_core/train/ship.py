@@ -47,6 +47,9 @@ def ship(runs: Path) -> int:
     for model in (student.unet, student.vae, student.text_encoder):
         shorten(model)
     student.to(torch.float16).save_pretrained(HERE / "student")
+    index = HERE / "student" / "model_index.json"  # diffusers notes where it was read from
+    said = {k: v for k, v in json.loads(index.read_text()).items() if k != "_name_or_path"}
+    index.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     captions = dict.fromkeys(scene.caption for scene in World().scenes(2 * PROMPTS, 31))
     prompts = "\n".join(list(captions)[:PROMPTS]) + "\n"
     (HERE / "student" / "prompts.txt").write_text(prompts, encoding="utf-8")
