@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 
 from ..io.files import check_writable, explain, to_disk, write_atomically
 from . import metadata
@@ -140,11 +142,31 @@ def weights_hash(pipe: Any) -> str:
         model = getattr(pipe, name, None)
         if model is None:
             continue
+        digest.update(json.dumps(_settings(model), sort_keys=True).encode())
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
             if tensor.is_floating_point():
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+#: what a text encoder computes beside its weights, by any release's name for it
+_TEXT = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps", "eos_token_id")
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """Of a model's config what its weights' names and shapes leave open, such as its heads, and
+    what no release of its library adds: a setting at its default is not among it."""
+    if isinstance(model, ConfigMixin):
+        usual = signature(type(model).__init__).parameters
+        own = [name for name in model.config if name in usual]
+        said = {name: json.dumps(model.config[name], default=str) for name in own}
+        return {
+            name: text
+            for name, text in said.items()
+            if text != json.dumps(usual[name].default, default=str)
+        }
+    return {name: getattr(model.config, name, None) for name in _TEXT}
 
 
 def _in_place(folder: Path, path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.packed import PackedUNet, pooled_width
 from ..core.unet import Features, SplitUNet
 from ..export.runtime import GraphSet
+from ..shared.altered import altered
 from ..shared.layers import Bits, tensors_of
 from .watch import Watch
 
@@ -100,13 +101,15 @@ class GraphRunner:
             return False
         if known is not None and key in known:
             return known[key]
-        same = _state(*self._watched[key]) == self._seen[key]
+        why = altered(model)
+        if why is None and _state(*self._watched[key]) != self._seen[key]:
+            why = "the weights are not those of the graph"
         if known is not None:
-            known[key] = same
-        if not (same or self._said):
+            known[key] = why is None
+        if why is not None and not self._said:
             self._said = True
-            warnings.warn("the weights are not those of the graph: PyTorch paints", stacklevel=2)
-        return same
+            warnings.warn(f"{why}: PyTorch paints", stacklevel=2)
+        return why is None
 
     @contextmanager
     def once(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from ..core.packed import extra_rows, split
 from ..core.unet import SplitUNet
 from ..export.write import export_set, weights_hash
 from ..shared import SharedUNet, shared
+from ..shared.altered import altered
 from ..shared.doubling import double_cheaply, double_plainly
+from ..shared.exact import NotUnderstoodError
 from ..shared.measure import Times, clock
 from . import cache, cpu, engines, packed
 from .graph_unet import GraphRunner
@@ -149,7 +151,8 @@ def _no_graph(pipe: Any) -> str:
         return "the models are not in float32"
     if getattr(pipe.text_encoder.config, "use_attention_mask", False):
         return "a student of this layout has no graph"
-    return ""
+    models = (*pipe._text_encoders(), pipe.unet, pipe.vae)
+    return next((why for model in models if (why := altered(model))), "")
 
 
 def _graphs_of(pipe: Any, make: bool, record: dict[str, Any]) -> Path | None:
@@ -229,7 +232,7 @@ class Optimized:
                 block.compile(dynamic=False, options={"freezing": True} if on_cpu else None)
 
     def _run(self, function: Callable, *arguments: Any) -> Any:
-        if self.graphs is None:
+        if self.graphs is None or any(map(altered, self.models)):
             return function(*arguments)
         now = [watch.state() for watch in self._watches]
         if now != self._seen:  # graphs hold the addresses of the tensors they were made with
@@ -271,7 +274,8 @@ class _Trial:
         unet, timesteps = optimized.unet, self.schedule.timesteps
         assert isinstance(unet, SharedUNet)
         features = unet.encode(self.noise, timesteps[0], self.prompts)
-        optimized.parts = unet.measure(features, timesteps.tolist(), self.prompts)
+        with suppress(NotUnderstoodError):  # a hook: as it is, which is said with the first picture
+            optimized.parts = unet.measure(features, timesteps.tolist(), self.prompts)
 
 
 def _lay_out(pipe: Any, layout: str) -> None:

@@ -90,10 +90,10 @@ def drops(layer: Any) -> bool:
 
 def state_of(layer: Any) -> tuple:
     """Changes whenever ``weight_of`` or ``untouched`` may: tensors replaced or written to, LoRAs
-    come, gone or scaled, hooks, another mode."""
+    come, gone or scaled, hooks, another mode, another class, as tomesd gives a block."""
     adapted = isinstance(layer, _ADAPTED)
     hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
-    state: list[Any] = [id(layer), hooks, _replaced(layer), layer.training]
+    state: list[Any] = [id(layer), type(layer), hooks, _replaced(layer), layer.training]
     tensors = layer.parameters() if adapted else layer._parameters.values()
     for tensor in tensors:
         if tensor is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
@@ -143,11 +143,12 @@ class Transformer(PlainTransformer):
         untouched(transformer, Transformer2DModel)
         for block in transformer.transformer_blocks:
             untouched(block, BasicTransformerBlock)
+            untouched(block.attn2, Attention)
             if type(block.attn2.processor) not in PROCESSORS:
                 raise NotUnderstoodError(f"a {type(block.attn2.processor).__name__}")
             if block.norm_type != "layer_norm" or block.pos_embed or hasattr(block, "fuser"):
                 raise NotUnderstoodError("a transformer unlike Stable Diffusion's")
-            if block.attn2 is None or block.only_cross_attention or block._chunk_size:
+            if block.only_cross_attention or block._chunk_size:
                 raise NotUnderstoodError("a transformer unlike Stable Diffusion's")
         if not transformer.is_input_continuous:
             raise NotUnderstoodError("a transformer unlike Stable Diffusion's")
@@ -167,7 +168,8 @@ class Transformer(PlainTransformer):
         return x + h
 
     def watched(self) -> list[nn.Module]:
-        return [self.transformer, *self.transformer.transformer_blocks]
+        blocks = self.transformer.transformer_blocks
+        return [self.transformer, *blocks, *(block.attn2 for block in blocks)]
 
 
 class PlainUpsampler(nn.Module):
