@@ -178,12 +178,18 @@ def exchanged(pipe: Any) -> None:
     pipe.vae.decoder.conv_act.__class__ = Louder
 
 
+def wrapped(pipe: Any) -> None:
+    for module in pipe.unet.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+
+
 def merged(pipe: Any) -> None:
     pytest.importorskip("tomesd").apply_patch(pipe, ratio=0.5, use_rand=False)
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("alter", [hooked, replaced, freeu, processor, exchanged, merged])
+@pytest.mark.parametrize("alter", [hooked, replaced, freeu, processor, exchanged, wrapped, merged])
 def test_what_hangs_on_a_model_is_painted_and_said(
     made: Path, home: Path, tmp_path: Path, alter: Any, first: bool
 ) -> None:
@@ -197,14 +203,14 @@ def test_what_hangs_on_a_model_is_painted_and_said(
     plain = paint(pipe)
     if first:
         alter(pipe)
-        with pytest.warns(UserWarning, match=r"onnxruntime is not taken \((a|FreeU)"):
+        with pytest.warns(UserWarning, match=r"onnxruntime is not taken \((a|FreeU|circular)"):
             pipe.optimize("onnxruntime")
     else:
         pipe.optimize("onnxruntime")
         assert isinstance(pipe._optimized, GraphRunner)
         assert (paint(pipe) - plain).abs().max() <= 1e-3
         alter(pipe)
-        with pytest.warns(UserWarning, match=r"^(a .*|FreeU): PyTorch paints"):
+        with pytest.warns(UserWarning, match=r"^(a .*|FreeU|circular padding): PyTorch paints"):
             painted = paint(pipe)
         assert (painted - plain).abs().max() > 1e-3
     wanted = paint(TiuePipeline(**pipe.components))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import helpers_students as helpers
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import cpu_offload
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiue_core import SplitUNet, TiuePipeline, students
 from tiue_core.errors import TiueError
@@ -36,17 +38,23 @@ def paint(pipe: Any, **options: Any) -> Tensor:
         return pipe("a cat", seed=3, output_type="latent", **options).images
 
 
-@pytest.mark.parametrize("pays", [True, False])
+@pytest.fixture(params=[True, False], ids=["sharing pays", "sharing does not pay"])
+def pays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Optimizing pays, whatever the processor, and all that is shared does or nothing."""
+    times, run = cycle((3.0, 2.0, 1.0)), _Trial.seconds
+    monkeypatch.setattr(_Trial, "seconds", lambda *given: (run(*given), next(times))[1])
+    none: set[str] = set()
+    monkeypatch.setattr(
+        shared_unet, "not_worth_it", lambda found: none if request.param else set(found)
+    )
+    return request.param
+
+
 @pytest.mark.parametrize("order", ["plain", "before optimize", "after optimize"])
-def test_tomesd_merges_tokens_in_both_halves(
-    pipe: Any, order: str, pays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tomesd_merges_tokens_in_both_halves(pipe: Any, order: str, pays: bool) -> None:
     """In float64: a merge is a choice between tokens, and one that float32's last digits make
     is another one on another processor. Whether sharing pays is a matter of the processor, too."""
     tomesd = pytest.importorskip("tomesd")
-    times, run = iter((3.0, 2.0, 1.0)), _Trial.seconds
-    monkeypatch.setattr(_Trial, "seconds", lambda *given: (run(*given), next(times))[1])
-    monkeypatch.setattr(shared_unet, "not_worth_it", lambda found: set() if pays else set(found))
     square = {"width": 32, "height": 32}
     pipe.to(torch.float64)
     before = paint(pipe, **square)
@@ -72,6 +80,47 @@ def test_tomesd_merges_tokens_in_both_halves(
     assert (paint(pipe, **square) - patched).abs().max() <= 1e-5 * patched.abs().max()
     tomesd.remove_patch(pipe)
     assert (paint(pipe, **square) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+def wrapped(conv: nn.Conv2d) -> None:
+    conv.padding_mode = "circular"
+
+
+def wrapped_sideways(conv: nn.Conv2d) -> None:
+    """As people do it who want it along one side only."""
+
+    def around(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y, x_pad = conv.padding
+        x = F.pad(F.pad(x, (x_pad, x_pad, 0, 0), mode="circular"), (0, 0, y, y))
+        return F.conv2d(x, weight, bias, conv.stride)
+
+    conv._conv_forward = around  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("wrap", [wrapped, wrapped_sideways])
+@pytest.mark.parametrize("order", ["before optimize", "after optimize"])
+def test_pictures_that_tile_do_so_optimized(pipe: Any, order: str, wrap: Any, pays: bool) -> None:
+    """The usual way to a seamless texture: every convolution's edge is the opposite side."""
+
+    def picture() -> Tensor:
+        return pipe("a cat", seed=3, output_type="pt").images
+
+    before = picture()
+    if order == "after optimize":
+        pipe.optimize("torch", pack=True)
+        assert (picture() - before).abs().max() <= 1e-5
+    for model in (pipe.unet, pipe.vae):
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                wrap(module)
+    if order == "before optimize":
+        pipe.optimize("torch", pack=True)
+    assert isinstance(pipe._optimized, Optimized)
+    tiled = picture()
+    pipe.plain()
+    wanted = picture()
+    assert (wanted - before).abs().max() > 0.01
+    assert (tiled - wanted).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("optimized", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Doubling(Transparent):
     def part(self) -> Upsampler:
         """Made anew where the convolution's weight has changed."""
         conv = self.upsample.conv
-        state = (*state_of(conv), fingerprint(conv.parameters()))
+        state = (type(self.upsample), *state_of(conv), fingerprint(conv.parameters()))
         if self._part is None or state != self._of:
             self._part, self._of = Upsampler(self.upsample), state
         return self._part
@@ -33,9 +34,10 @@ class Doubling(Transparent):
     def __call__(self, h: Tensor, output_size: Any = None) -> Tensor:
         size = None if output_size is None else tuple(output_size)
         doubled = (2 * h.shape[2], 2 * h.shape[3])
-        if not self.enabled or torch.is_grad_enabled() or size not in (None, doubled):
-            return Upsample2D.forward(self.upsample, h, output_size)
-        return self.part()(h)
+        if self.enabled and not torch.is_grad_enabled() and size in (None, doubled):
+            with suppress(NotUnderstoodError):  # it is not what it was
+                return self.part()(h)
+        return type(self.upsample).forward(self.upsample, h, output_size)
 
 
 def double_cheaply(model: nn.Module) -> None:

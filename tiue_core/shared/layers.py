@@ -60,6 +60,13 @@ def untouched(module: nn.Module, kind: type | tuple[type, ...]) -> None:
         raise NotUnderstoodError(f"a {type(module).__name__} in the place of {kinds[0].__name__}")
     if is_patched(module):
         raise NotUnderstoodError(f"a hook on {type(module).__name__}")
+    if padding_of(module) != "zeros":
+        raise NotUnderstoodError(f"{padding_of(module)} padding")
+
+
+def padding_of(module: nn.Module) -> str:
+    """What a convolution sees beyond the edge; "circular" is how people make pictures that tile."""
+    return vars(module).get("padding_mode", "zeros")
 
 
 def weight_of(layer: Any) -> tuple[Tensor, Tensor | None]:
@@ -94,6 +101,7 @@ def state_of(layer: Any) -> tuple:
     adapted = isinstance(layer, _ADAPTED)
     hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
     state: list[Any] = [id(layer), type(layer), hooks, _replaced(layer), layer.training]
+    state.append(padding_of(layer))
     tensors = layer.parameters() if adapted else layer._parameters.values()
     for tensor in tensors:
         if tensor is None:
@@ -183,7 +191,11 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def _replaced(module: nn.Module) -> bool:
-    return not isinstance(vars(module).get("forward", Transparent()), Transparent)
+    own = vars(module)
+    return "_conv_forward" in own or not isinstance(own.get("forward", _NOTHING), Transparent)
+
+
+_NOTHING = Transparent()
 
 
 def _active(layer: Any) -> list[str]:
