@@ -72,6 +72,7 @@ class Collections:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise TiueError(f"{folder} is no folder of wildcard files: check --wildcards")
+        self.folder = folder
         self.problems: list[str] = []  # of files that cannot be read at all
         self._values: dict[str, Values] = {}
         self._files: dict[str, Path | Values] = {}

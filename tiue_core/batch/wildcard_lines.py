@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from pathlib import Path
 
 from .limits import tick
 from .syntax import SYNTAX, Node, Sequence, TemplateError, Use, parse
@@ -29,13 +28,12 @@ class Lines:
     """The wildcard files of a folder, line by line.
 
     Args:
-        folder: of the files; None: there are none, and a template that asks for one is told so.
+        files: None: there are none, and a template that asks for one is told so.
+        left_out: takes up the lines that cannot be used, each with its reason.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.files = Collections(folder) if folder is not None else None
-        self.left_out: dict[str, None] = {}  # lines, each with its reason
+    def __init__(self, files: Collections | None, left_out: dict[str, None]) -> None:
+        self.files, self.left_out = files, left_out
 
     def values(self, name: str, files: tuple[str, ...]) -> Values:
         """What `__name__` can become, asked for within `files`.
@@ -47,7 +45,7 @@ class Lines:
             raise LoopError(f"the wildcard file __{name}__ includes itself: mend the file")
         if len(files) >= _LEVELS:
             raise TemplateError("wildcard files name one another too deeply: flatten them")
-        if self.files is None or self.folder is None:
+        if self.files is None:
             raise TemplateError(
                 f"__{name}__ asks for a wildcard file: give --wildcards FOLDER, or write \\__"
             )
@@ -60,7 +58,7 @@ class Lines:
             near = [] if files else get_close_matches(name, self.files.names(), 1)
             hint = f"did you mean __{near[0]}__?" if near else "add it"
             raise TemplateError(
-                f"no wildcard file for __{name}__ in {self.folder.name}{why}: {hint}"
+                f"no wildcard file for __{name}__ in {self.files.folder.name}{why}: {hint}"
             )
         for problem in values.problems:
             self.leave_out(problem)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from .syntax import SYNTAX, TemplateError, parse
 from .wildcard_all import All
 from .wildcard_draw import Drawing
+from .wildcard_files import Collections
 from .wildcard_lines import Lines, squeezed
 
 COMBINATIONS = 100_000  # of one row, unless asked for more
@@ -19,12 +21,29 @@ class Wildcards:
     Args:
         folder: of the files `__name__` stands for: name.txt, and YAML and JSON collections.
         limit: combinations of one template that are too many.
+
+    Raises:
+        TiueError: there is no such folder.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = COMBINATIONS) -> None:
-        self.limit, self._lines = limit, Lines(folder)
-        self.files, self.left_out = self._lines.files, self._lines.left_out
-        self._drawing, self._all = Drawing(self._lines), All(self._lines)
+        self.limit = limit
+        self.left_out: dict[str, None] = {}  # lines, each with its reason
+        self.files = None if folder is None else Collections(folder)
+
+    # Most prompts are plain: what takes templates apart is made for the first that is not.
+
+    @cached_property
+    def _lines(self) -> Lines:
+        return Lines(self.files, self.left_out)
+
+    @cached_property
+    def _drawing(self) -> Drawing:
+        return Drawing(self._lines)
+
+    @cached_property
+    def _all(self) -> All:
+        return All(self._lines)
 
     def sample(self, template: str, seed: int, turn: int = 0) -> str:
         """One prompt, chosen by `seed` alone; `{@a|b}` takes them in turn.
