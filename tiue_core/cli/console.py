@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -20,7 +20,22 @@ import typer
 from ..errors import TiueError
 from ..io.messages import TORCH, one_line, without_torch
 from .config import defaults
-from .options import arrange
+
+PANELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "batch": {
+        "The list": (
+            *("seed", "count", "decoders", "combinations", "most", "wildcards", "loras"),
+            *("read_as", "encoding", "strict"),
+        ),
+        "What is written": ("out", "names", "image_format", "metadata", "sheet", "index"),
+        "The run": (
+            *("dry_run", "retry_failed", "batch_size", "engine", "actors", "ray_address"),
+            *("device", "dtype"),
+        ),
+        "The student": ("student", "steps", "base", "accept_license"),
+    },
+}
+"""Options of commands that have many, in groups for their help."""
 
 
 class Failed(TiueError):
@@ -58,7 +73,7 @@ def run(app: typer.Typer, arguments: list[str], commands: Sequence[str] = ()) ->
     try:
         with clean_warnings(debug):
             group: Any = typer.main.get_command(app)
-            arrange(group.commands)
+            _arrange(group.commands)
             settings = {"default_map": defaults(commands, group), "auto_envvar_prefix": "TIUE"}
             status = group(args=arguments, standalone_mode=False, prog_name="tiue", **settings)
         if status == 130:  # how typer reports Ctrl-C
@@ -84,6 +99,17 @@ def run(app: typer.Typer, arguments: list[str], commands: Sequence[str] = ()) ->
             return fail(f"{message}: see `{command} --help`{paint}", 2)
         text = f"{type(error).__name__}: {one_line(str(error))}"
         return fail(f"unexpected {text}: run again with --debug and report it", 1)
+
+
+def _arrange(commands: Mapping[str, Any]) -> None:
+    """Put options into their groups; those left out stay in the general one."""
+    for name, command in commands.items():
+        groups = PANELS.get(name, {}).items()
+        panels = {option: panel for panel, options in groups for option in options}
+        for option in command.params:
+            option.show_envvar = False  # one rule for all of them, told once
+            if option.name in panels:
+                option.rich_help_panel = panels[option.name]
 
 
 def say(message: str, colour: str = "") -> None:

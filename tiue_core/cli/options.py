@@ -1,7 +1,6 @@
 """Options that mean the same in several commands."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,31 +26,3 @@ def student_names(incomplete: str) -> list[str]:
     from ..students.registry import REGISTRY
 
     return [name for name in REGISTRY if name.startswith(incomplete)]
-
-
-PANELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "batch": {
-        "The list": (
-            *("seed", "count", "decoders", "combinations", "most", "wildcards", "loras"),
-            *("read_as", "encoding", "strict"),
-        ),
-        "What is written": ("out", "names", "image_format", "metadata", "sheet", "index"),
-        "The run": (
-            *("dry_run", "retry_failed", "batch_size", "engine", "actors", "ray_address"),
-            *("device", "dtype"),
-        ),
-        "The student": ("student", "steps", "base", "accept_license"),
-    },
-}
-"""Options of commands that have many, in groups for their help."""
-
-
-def arrange(commands: Mapping[str, Any]) -> None:
-    """Put options into their groups; those left out stay in the general one."""
-    for name, command in commands.items():
-        groups = PANELS.get(name, {}).items()
-        panels = {option: panel for panel, options in groups for option in options}
-        for option in command.params:
-            option.show_envvar = False  # one rule for all of them, told once
-            if option.name in panels:
-                option.rich_help_panel = panels[option.name]
