@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.packed import PackedUNet, pooled_width
 from ..core.unet import Features, SplitUNet
 from ..export.runtime import GraphSet
-from ..shared.altered import altered
+from ..shared.altered import looked_through
 from ..shared.layers import Bits, tensors_of
 from .watch import Watch
 
@@ -85,7 +85,10 @@ class GraphRunner:
         self.graphs, self._said = graphs, False
         models = (*pipe._text_encoders(), pipe.vae, pipe.unet)
         self._watched = {id(model): (Watch(model), Bits()) for model in models}
-        self._seen = {key: _state(*watched) for key, watched in self._watched.items()}
+        self._seen = {
+            key: _state(*watched, tensors_of(watched[0].model))
+            for key, watched in self._watched.items()
+        }
         self._known: dict[int, bool] | None = None  # within ``once``
         given = (pipe.unet, graphs, partial(self.holds, pipe.unet))
         self.unet: SplitUNet = (
@@ -101,8 +104,8 @@ class GraphRunner:
             return False
         if known is not None and key in known:
             return known[key]
-        why = altered(model)
-        if why is None and _state(*self._watched[key]) != self._seen[key]:
+        why, tensors = looked_through(model)
+        if why is None and _state(*self._watched[key], tensors) != self._seen[key]:
             why = "the weights are not those of the graph"
         if known is not None:
             known[key] = why is None
@@ -140,8 +143,8 @@ class GraphRunner:
         """Nothing of the pipeline was changed."""
 
 
-def _state(watch: Watch, bits: Bits) -> tuple:
-    return (*watch.adapters(), bits.mark(tensors_of(watch.model)))
+def _state(watch: Watch, bits: Bits, tensors: Iterable[Tensor]) -> tuple:
+    return (*watch.adapters(), bits.mark(tensors))
 
 
 def array(tensor: Tensor) -> Any:

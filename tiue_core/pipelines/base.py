@@ -361,14 +361,22 @@ class TiuePipeline(
         for text in dict.fromkeys(texts):
             warn_of_dropped_words(self.tokenizer, text, limit)
 
-        def encode(keys: list[tuple]) -> Tensor:
-            return self._encode_texts([text for text, *_ in keys], limit, batch_size)
-
         tokens = [tokenize(tokenizer, texts, limit) for tokenizer in self._tokenizers()]
-        rows = [zip(one.input_ids, one.attention_mask, strict=True) for one in tokens]
-        told = zip(*([(*map(_bytes, pair),) for pair in row] for row in rows), strict=True)
+        pairs = [(one.input_ids, one.attention_mask) for one in tokens]
+        rows = [zip(*pair, strict=True) for pair in pairs]
+        told = zip(*([(*map(_bytes, one),) for one in each] for each in rows), strict=True)
         keys = [*zip(texts, told, strict=True)]
+        row_of = {key: row for row, key in enumerate(keys)}
         device = device or self._execution_device
+
+        def encode(keys: list[tuple]) -> Tensor:
+            embeds = []
+            for first in range(0, len(keys), batch_size):
+                rows = [row_of[key] for key in keys[first : first + batch_size]]
+                given = [tuple(x[rows].to(device) for x in pair) for pair in pairs]
+                embeds.append(self._encode_texts([texts[row] for row in rows], given))
+            return torch.cat(embeds)
+
         return self._embeddings(keys, encode, self._text_encoders(), device)
 
     def _tokenizers(self) -> list[Any]:
@@ -377,17 +385,13 @@ class TiuePipeline(
     def _text_encoders(self) -> list[Any]:
         return [self.text_encoder]
 
-    def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
-        embeds = []
-        for first in range(0, len(texts), batch_size):
-            batch = texts[first : first + batch_size]
-            tokens = tokenize(self.tokenizer, batch, limit).to(self._execution_device)
-            masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-            mask = tokens.attention_mask if masked else None
-            run = partial(self.text_encoder, tokens.input_ids, attention_mask=mask)
-            plain = partial(_first, run)
-            embeds.append(plain() if masked else self._embed(tokens.input_ids, plain))
-        return torch.cat(embeds)
+    def _encode_texts(self, texts: list[str], tokens: list[tuple[Tensor, ...]]) -> Tensor:
+        """Texts and what each tokenizer makes of them, ids and mask (B, N), to (B, N, D)."""
+        ((ids, mask),) = tokens
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        run = partial(self.text_encoder, ids, attention_mask=mask if masked else None)
+        plain = partial(_first, run)
+        return plain() if masked else self._embed(ids, plain)
 
     def _embed(self, ids: Tensor, plain: Callable[[], Tensor]) -> Tensor:
         """What ``plain`` answers of the first tokenizer's ids, or an engine in its place."""

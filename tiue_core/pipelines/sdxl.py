@@ -14,7 +14,6 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ..core.packed import ADDED, encode_ids
 from ..core.schedule import STEPS
 from .base import TiuePipeline
-from .text import tokenize
 
 
 class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: ignore[misc]
@@ -58,16 +57,9 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
     def _text_encoders(self) -> list[Any]:
         return [self.text_encoder, self.text_encoder_2]
 
-    def _encode_texts(self, texts: list[str], limit: int, batch_size: int) -> Tensor:
-        device, packed = self._execution_device, []
-        for first in range(0, len(texts), batch_size):
-            batch = texts[first : first + batch_size]
-            one, two = (
-                tokenize(tokenizer, batch, limit).input_ids.to(device)
-                for tokenizer in (self.tokenizer, self.tokenizer_2)
-            )
-            zeros = self.config["force_zeros_for_empty_prompt"]
-            blank = torch.tensor([zeros and not text for text in batch])
-            encoders = self.text_encoder, self.text_encoder_2
-            packed.append(self._embed(one, partial(encode_ids, *encoders, one, two, blank)))
-        return torch.cat(packed)
+    def _encode_texts(self, texts: list[str], tokens: list[tuple[Tensor, ...]]) -> Tensor:
+        (one, _), (two, _) = tokens
+        zeros = self.config["force_zeros_for_empty_prompt"]
+        blank = torch.tensor([zeros and not text for text in texts])
+        encoders = self.text_encoder, self.text_encoder_2
+        return self._embed(one, partial(encode_ids, *encoders, one, two, blank))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import layer as lora
@@ -128,30 +127,33 @@ class Bits:
     """``fingerprint`` for who asks often: remembers where tensors lie, never what they hold."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, tuple, np.ndarray]] = {}
+        self._known: dict[int, tuple[Tensor, tuple, memoryview]] = {}
 
     def mark(self, tensors: Iterable[Tensor]) -> int:
-        seen, away = [], []
+        seen, away, known = [], [], self._known
         for tensor in tensors:
-            if tensor.device.type == "cpu":
-                seen.append(xxh3_64_intdigest(self._bytes(tensor).data))
+            one = known.get(id(tensor))
+            if one is not None and one[0] is tensor and one[1] == _place(tensor):
+                seen.append(xxh3_64_intdigest(one[2]))
+            elif tensor.device.type == "cpu":
+                seen.append(xxh3_64_intdigest(self._bytes(tensor)))
             elif tensor.numel() and not tensor.is_meta:
                 away.append(_rows(tensor))
         if away:
             seen.append(xxh3_64_intdigest(torch.cat(away).cpu().numpy().data))
         return hash(tuple(seen))
 
-    def _bytes(self, tensor: Tensor) -> np.ndarray:
-        """A CPU tensor's bits: a view, unless it lies scattered."""
-        known = self._known.get(id(tensor))
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if known is not None and known[0] is tensor and known[1] == place:
-            return known[2]
+    def _bytes(self, tensor: Tensor) -> memoryview:
+        """A CPU tensor's bits: a view, to be known from now on, unless it lies scattered."""
         flat = _flat(tensor)
-        bits = flat.view(torch.uint8).numpy()
+        bits = flat.view(torch.uint8).numpy().data
         if flat.data_ptr() == tensor.data_ptr():
-            self._known[id(tensor)] = tensor, place, bits
+            self._known[id(tensor)] = tensor, _place(tensor), bits
         return bits
+
+
+def _place(tensor: Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _flat(tensor: Tensor) -> Tensor:
