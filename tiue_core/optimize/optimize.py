@@ -25,7 +25,7 @@ from ..shared.measure import Times, clock
 from . import cache, cpu, engines, packed
 from .graph_unet import GraphRunner
 from .graphs import Graphs
-from .watch import Watch
+from .watch import TensorWatch
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Progress = Callable[[int, int, str], Any]
@@ -187,7 +187,7 @@ class Optimized:
         self.unet: SplitUNet = split(pipe.unet, pipe.vae_scale_factor)
         self.parts: Times = {}
         self.seconds = (0.0, 0.0)  # before and after, for the UNet
-        self._watches = [Watch(model) for model in self.models]
+        self._watches = [TensorWatch(model) for model in self.models]
         self._seen: list[tuple] = []
         if savings:
             self.unet = shared(
