@@ -126,8 +126,12 @@ def optimizer(
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
         )
-    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return adam(recipe, learned, fused=fused)
+    return adam(recipe, trainable(modules), fused=fused)
+
+
+def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Those parameters of the modules that learn."""
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def descend(

@@ -49,7 +49,7 @@ from ..draws import (
 )
 from ..embeds import Embeds
 from ..grids import grid
-from ..loop import Task, adam, backward, optimizer, optimizer_step
+from ..loop import Task, adam, backward, optimizer, optimizer_step, trainable
 from ..low_rank import give_adapters, write_adapters
 from ..pairs import Wanted, teacher_pairs
 from ..prompts import PromptTokens, load_prompts
@@ -106,7 +106,7 @@ class DistillTask(Task):
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "student": optimizer(recipe, [student]),
-            "lora_teacher": adam(recipe, _learned(self.teacher), recipe.lora_learning_rate),
+            "lora_teacher": adam(recipe, trainable([self.teacher]), recipe.lora_learning_rate),
         }
         judged = recipe.validate_every and recipe.world is None  # by CLIP
         self.clip = ClipTerm(recipe, self.pipeline) if recipe.clip or judged else None
@@ -393,7 +393,3 @@ class DistillTask(Task):
         parts = {**parts, "unet": unet}
         type(self.pipeline)(**parts, **own).save_pretrained(folder)
         (folder / "README.md").write_text(card(self.recipe, self.schedule), encoding="utf-8")
-
-
-def _learned(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
