@@ -72,7 +72,7 @@ def test_another_shape_keeps_the_latents(tmp_path: Path) -> None:
     assert logs(tmp_path)[0]["strayed"] > 0.5  # it knew nothing of them
     known, before = shipped.state_dict(), AutoencoderTask(recipe(tmp_path / "task"))
     assert before.original is not None
-    assert all(torch.equal(known[name], w) for name, w in before.original.state_dict().items())
+    assert all(torch.equal(known[name], w) for name, w in before.original.vae.state_dict().items())
     moved = {
         n for n, w in made.state_dict().items() if not torch.equal(w, before.vae.get_parameter(n))
     }
@@ -93,7 +93,7 @@ def test_what_a_student_paints_is_decoded_for_the_critic(
     given: dict[str, Any] = {"painted": "stickers", "adversarial": 1.0, "steps": 2}
     task = AutoencoderTask(recipe(tmp_path / "task", **given))
     assert task.painted is not None
-    latents, small = task.painted
+    latents, small = task.painted.latents, task.painted.small
     student, seed = TiuePipeline.from_pretrained("stickers"), task.recipe.seed
     wanted = student(task.captions[:3], seed=[seed, seed + 1, seed + 2], output_type="pt").images
     with torch.no_grad():

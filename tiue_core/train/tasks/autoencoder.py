@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,15 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ... import stickers
-from ...core.forward_process import Noising
-from ...pipelines.base import TiuePipeline
-from ...pipelines.text import embed, token_ids
-from ...pipelines.vae import scaled, unscaled
 from ...stickers.render import render, render_pool, to_unit
 from ...stickers.world import World
 from ...students.models import load_model
 from ..attention import written_out
 from ..critic import fool, tell_apart
+from ..decoder_teachers import PAINTED, FrozenEncoder, Guesses, Original, Painted, moments_of
 from ..grids import grid
 from ..loop import Task, adam, backward, descend, optimizer, optimizer_step
 from ..patches import PatchCritic, apart, edges
@@ -30,7 +27,6 @@ from ..recipe import AutoencoderRecipe
 from ..widen import widened
 
 logger = logging.getLogger("tiue.train")
-PAINTED = 480  # pictures of a student that its decoder's critic may see
 
 
 def load_autoencoder(name: str) -> AutoencoderKL:
@@ -55,10 +51,14 @@ class AutoencoderTask(Task):
         if recipe.freeze_encoder:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
-        self.original = load_autoencoder(recipe.latents_of) if recipe.latents_of else None
-        if self.original is not None:
-            self.original.requires_grad_(False)
-            factor = self.original.config.scaling_factor
+        scenes = self.world.scenes(recipe.pool, recipe.seed)
+        self.pool, self.captions = render(scenes), [scene.caption for scene in scenes]
+        whole = recipe.crop >= self.pool.shape[-1]
+        self.frozen = FrozenEncoder(self.vae, whole) if recipe.freeze_encoder else None
+        self.original: Original | None = None
+        if recipe.latents_of:
+            self.original = Original(load_autoencoder(recipe.latents_of), whole)
+            factor = self.original.vae.config.scaling_factor
             self.vae.register_to_config(scaling_factor=factor)
         self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": optimizer(recipe, [self.vae])}
@@ -66,25 +66,20 @@ class AutoencoderTask(Task):
             self.modules = {**self.modules, "critic": PatchCritic()}
             learned = list(self.modules["critic"].parameters())
             self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
-        scenes = self.world.scenes(recipe.pool, recipe.seed)
-        self.pool, self.captions = render(scenes), [scene.caption for scene in scenes]
-        self.painted = _painted(recipe, self.captions[:PAINTED]) if recipe.painted else None
-        self.teacher = TiuePipeline.from_pretrained(recipe.smudge) if recipe.smudge else None
+        captions = self.captions[:PAINTED]
+        self.painted = Painted(recipe.painted, captions, recipe.seed) if recipe.painted else None
+        self.guesses = Guesses(recipe.smudge, recipe.smudge_range) if recipe.smudge else None
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         for module in self.modules.values():
             module.to(accelerator.device)
         if self.original is not None:
-            self.original.to(accelerator.device)
+            self.original.vae.to(accelerator.device)
         if accelerator.device.type == "cpu":
             written_out(self.vae)
-        self.known: dict[tuple[int, bool], torch.Tensor] = {}
-        if self.teacher is not None:
-            self.teacher.to(accelerator.device)
-            if accelerator.device.type == "cpu":
-                written_out(self.teacher.unet)
-            self.noising = Noising.from_scheduler(self.teacher.scheduler).to(accelerator.device)
+        if self.guesses is not None:
+            self.guesses.to(accelerator.device)
 
     def _forward(
         self,
@@ -93,63 +88,27 @@ class AutoencoderTask(Task):
         generator: torch.Generator,
         halved: bool = False,
     ) -> tuple[torch.Tensor, ...]:
-        moments, self.strayed = self._moments(images), images.new_zeros(())
-        if self.original is not None:
-            moments = self._in_part_own(images, moments)
+        moments, strayed = self._moments(images)
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.float().clamp(-30, 20)
         extra = self.recipe.latent_noise / self.vae.config.scaling_factor
         latents = mean + (torch.exp(0.5 * log_variance) + extra) * noise
-        if self.teacher is not None:
-            latents = self._smudged(latents, generator)
+        if self.guesses is not None:
+            captions = [self.captions[row] for row, _ in self.drawn[: len(latents) // 2]]
+            latents = self.guesses(latents, captions, generator)
         if halved:
             latents = F.avg_pool2d(latents, 2)
-        return self.vae.decoder(self.vae.post_quant_conv(latents)), mean, log_variance
+        decoded = self.vae.decoder(self.vae.post_quant_conv(latents))
+        return decoded, mean, log_variance, strayed
 
-    @torch.no_grad()
-    def _smudged(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The first half of a batch as the teacher guesses it from noise: nearly right, and soft.
-
-        That is what a decoder is given in use, and here it is told what was meant.
-        """
-        assert self.teacher is not None
-        count, low, high = len(latents) // 2, *self.recipe.smudge_range
-        timesteps = torch.randint(low, high, (count,), generator=generator).to(latents.device)
-        noise = torch.randn(latents[:count].shape, generator=generator).to(latents.device)
-        tokens = token_ids(self.teacher, [self.captions[row] for row, _ in self.drawn[:count]])
-        z = scaled(self.teacher.vae, latents[:count])
-        noisy = self.noising.add(z, noise, timesteps)
-        predicted = self.teacher.unet(noisy, timesteps, embed(self.teacher, tokens)).sample
-        alpha = self.noising.alpha(timesteps)
-        guess = (noisy - (1 - alpha).sqrt() * predicted.float()) / alpha.sqrt()
-        return torch.cat([unscaled(self.teacher.vae, guess), latents[count:]])
-
-    def _in_part_own(self, images: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
-        """The original's latents of a batch, for its second half the encoder's own.
-
-        How far those stray, in units of the latents' deviation, is a part of the loss.
-        """
-        half = len(images) // 2
-        own, kept = self.vae.quant_conv(self.vae.encoder(images[half:])), moments[half:]
-        (mean, log), (wanted, wanted_log) = (m.float().chunk(2, dim=1) for m in (own, kept))
-        factor = self.vae.config.scaling_factor
-        self.strayed = factor**2 * F.mse_loss(mean, wanted) + 0.01 * F.l1_loss(log, wanted_log)
-        return torch.cat([moments[:half], own.to(moments.dtype)])
-
-    def _moments(self, images: torch.Tensor) -> torch.Tensor:
-        """What the encoder says of a batch; a frozen one says it of a whole scene once."""
-        vae = self.original or self.vae
-        if self.original is None and not self.recipe.freeze_encoder:
-            return vae.quant_conv(vae.encoder(images))
-        with torch.no_grad():
-            new = [i for i, key in enumerate(self.drawn) if key not in self.known]
-            if new:
-                found = vae.quant_conv(vae.encoder(images[new]))
-                self.known.update(zip((self.drawn[i] for i in new), found, strict=True))
-            moments = torch.stack([self.known[key] for key in self.drawn])
-        if self.recipe.crop < self.pool.shape[-1]:
-            self.known.clear()
-        return moments
+    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a batch's latents, and how far they stray from those that are to be kept."""
+        if self.original is not None:
+            return self.original.moments(self.vae, images, self.drawn)
+        nowhere = images.new_zeros(())
+        if self.frozen is not None:
+            return self.frozen(images, self.drawn), nowhere
+        return moments_of(self.vae, images), nowhere
 
     def _batch(self, generator: torch.Generator) -> torch.Tensor:
         size, side = self.recipe.crop, self.pool.shape[-1]
@@ -181,7 +140,7 @@ class AutoencoderTask(Task):
             noise.zero_()
         halved = bool(torch.rand((), generator=generator) < recipe.equivariance)
         with self.accelerator.autocast():
-            decoded, mean, log_variance = self._forward(images, noise, generator, halved)
+            decoded, mean, log_variance, strayed = self._forward(images, noise, generator, halved)
         if halved:
             images = F.avg_pool2d(images, 2)
         decoded = decoded.float()
@@ -190,15 +149,16 @@ class AutoencoderTask(Task):
         kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
         loss = error.abs().mean() + recipe.mse * mse + (0.0 if warm else recipe.kl) * kl
         if self.original is not None:
-            loss = loss + self.strayed
+            loss = loss + strayed
         if recipe.edges:
             loss = loss + recipe.edges * edges(decoded, images)
         logs: dict[str, torch.Tensor] = {}
         if recipe.adversarial:
             freely = decoded[:0]
             if self.painted is not None:
-                freely, anchor = self._decode_freely(generator)
-                loss = loss + anchor
+                count = recipe.batch_size // 2
+                freely, moved = self.painted.decoded(self.vae, count, generator, self.accelerator)
+                loss = loss + moved
             fooled, likeness, logs = self._criticism(decoded, images, freely)
             loss = loss + recipe.likeness * likeness
             loss = loss + recipe.adversarial * _balance(loss, fooled, decoded) * fooled
@@ -209,18 +169,8 @@ class AutoencoderTask(Task):
             optimizer_step(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
         psnr = -10 * torch.log10(mse.detach() / 4)
         if self.original is not None:
-            logs["strayed"] = self.strayed.detach()
+            logs["strayed"] = strayed.detach()
         return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), **logs}
-
-    def _decode_freely(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents that the student painted, decoded, and how far colours and places have moved."""
-        assert self.painted is not None
-        count, device = self.recipe.batch_size // 2, self.accelerator.device
-        rows = torch.randint(len(self.painted[0]), (count,), generator=generator)
-        latents, before = (each[rows].to(device) for each in self.painted)
-        with self.accelerator.autocast():
-            decoded = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
-        return decoded, F.l1_loss(F.avg_pool2d(decoded, 4), before)
 
     def _criticism(
         self, decoded: torch.Tensor, images: torch.Tensor, freely: torch.Tensor
@@ -266,20 +216,6 @@ class AutoencoderTask(Task):
             for batch in images.split(32)
         ]
         return float(torch.cat(means).std())
-
-
-@torch.no_grad()
-def _painted(recipe: AutoencoderRecipe, captions: Sequence[str]) -> tuple[torch.Tensor, ...]:
-    """A student's latents, as its decoder takes them, and its pictures in a quarter of the size."""
-    student = TiuePipeline.from_pretrained(recipe.painted)
-    latents, small = [], []
-    for first in range(0, len(captions), 8):
-        part = list(captions[first : first + 8])
-        seeds = [recipe.seed + first + i for i in range(len(part))]
-        z = unscaled(student.vae, student(part, seed=seeds, output_type="latent").images)
-        latents.append(z)
-        small.append(F.avg_pool2d(student.vae.decode(z).sample.float(), 4))
-    return torch.cat(latents), torch.cat(small)
 
 
 def _balance(loss: torch.Tensor, fooled: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
