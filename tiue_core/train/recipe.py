@@ -115,6 +115,12 @@ class AutoencoderRecipe(Recipe):
         None, description="an autoencoder to go on from, as wide or narrower; `stickers` is shipped"
     )
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> AutoencoderRecipe:
+        if self.painted and not self.adversarial:
+            raise ValueError("painted latents are shown to the critic alone: set `adversarial`")
+        return self
+
 
 class JudgeRecipe(Recipe):
     """Which things are there, and on which background."""
