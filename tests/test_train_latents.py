@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from tiue_core import TiuePipeline
 from tiue_core.errors import TiueError
-from tiue_core.train.recipe import AutoencoderRecipe
+from tiue_core.train.decoder_teachers import FrozenEncoder
+from tiue_core.train.recipe import AutoencoderRecipe, checked
 from tiue_core.train.run import run
 from tiue_core.train.tasks import autoencoder
 from tiue_core.train.tasks.autoencoder import AutoencoderTask, load_autoencoder
@@ -105,3 +106,19 @@ def test_what_a_student_paints_is_decoded_for_the_critic(
     given["painted"] = None
     without = load_file(next(run(recipe(tmp_path / "without", **given)).glob("*.safetensors")))
     assert any(not torch.equal(with_them[name], without[name]) for name in without)
+
+
+def test_latents_that_nobody_would_look_at_are_refused(tmp_path: Path) -> None:
+    given = recipe(tmp_path).model_dump()
+    for adversarial in ({}, {"adversarial": 0.0}):
+        with pytest.raises(TiueError, match=r"^painted .* set `adversarial`\.$"):
+            checked(AutoencoderRecipe, {**given, "painted": "stickers", **adversarial})
+
+
+def test_two_crops_of_one_scene_have_latents_each() -> None:
+    vae = load_autoencoder("stickers")
+    crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = FrozenEncoder(vae, whole=False)(crops, [(5, False), (5, False)])
+    with torch.no_grad():
+        wanted = torch.cat([vae.quant_conv(vae.encoder(crop[None])) for crop in crops])
+    assert (found - wanted).abs().max() < 1e-4 < (wanted[0] - wanted[1]).abs().max()

@@ -39,14 +39,13 @@ class FrozenEncoder:
     @torch.no_grad()
     def __call__(self, images: Tensor, drawn: Sequence[tuple[int, bool]]) -> Tensor:
         """Moments of ``images``, which show the scenes ``drawn``: (number, mirrored)."""
+        if not self.whole:  # crops of one scene differ
+            return moments_of(self.vae, images)
         new = [i for i, key in enumerate(drawn) if key not in self._known]
         if new:
             found = moments_of(self.vae, images[new])
             self._known.update(zip((drawn[i] for i in new), found, strict=True))
-        moments = torch.stack([self._known[key] for key in drawn])
-        if not self.whole:
-            self._known.clear()
-        return moments
+        return torch.stack([self._known[key] for key in drawn])
 
 
 class Original:
