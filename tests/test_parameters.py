@@ -11,7 +11,7 @@ MOST = 8
 EXEMPT = {
     **dict.fromkeys(
         (
-            "tiue_core.pipelines.base.TiuePipeline.__init__",
+            "tiue_core.pipelines.student.StudentPipeline.__init__",
             "tiue_core.pipelines.sdxl.TiueXLPipeline.__init__",
             "tiue_core.pipelines.base.TiuePipeline.__call__",
             "tiue_core.baselines.pipeline.SystemPipeline.__call__",
