@@ -19,7 +19,8 @@ import torch
 HERE = Path(__file__).parents[1] / "stickers"
 MOST = 40_000_000  #: bytes of weights; with the graphs less than 60 MB are shipped
 PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them as they are
-DECODERS = ("decoder-critic", "decoder-more", "decoder")  #: the autoencoder's runs, the last first
+#: the autoencoder's runs, the last first
+DECODERS = ("autoencoder-narrow-critic", "decoder-critic", "decoder-more", "decoder")
 DIGITS = 8  #: of a weight that is shipped, binary ones
 MORE = ("-wide", "-wide-on", "-blend")  #: ends of names of runs of `more/`, the last ones last
 
