@@ -138,6 +138,7 @@ class AutoencoderTask(Task):
         warm = step < recipe.deterministic
         if warm:
             noise.zero_()
+        # Drawn where it is 0, too: of recipes that draw more after it, every update stays the same.
         halved = bool(torch.rand((), generator=generator) < recipe.equivariance)
         with self.accelerator.autocast():
             decoded, mean, log_variance, strayed = self._forward(images, noise, generator, halved)
