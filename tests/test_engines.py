@@ -12,7 +12,6 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from helpers_students import make_student
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from tiue_core import SplitUNet, TiuePipeline
 from tiue_core.errors import TiueError
@@ -86,7 +85,7 @@ def test_a_pipeline_runs_in_an_engine(
         ).abs().max() < 1e-3
         assert (pipe(PROMPTS, seed=SEEDS, output_type="pt").images - pixels).abs().max() <= 1 / 255
     finally:
-        forbidden.remove()
+        forbidden.undo()
         pipe.plain()
 
 
@@ -114,13 +113,15 @@ def test_no_engine_is_taken_that_is_slower_than_torch(
 
 
 def forbid() -> Any:
-    """No torch model may run, until ``remove`` of what is returned. No hook of a model's own: with
-    one of those PyTorch is to paint."""
+    """No torch model may run, until ``undo`` of what is returned. No hook: with one PyTorch is to
+    paint."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("PyTorch ran")
 
-    return register_module_forward_pre_hook(refuse)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(nn.Module, "_call_impl", refuse)
+    return patch
 
 
 def test_what_a_graph_does_not_hold_torch_paints(pipe: Any, home: Path) -> None:
@@ -184,12 +185,19 @@ def wrapped(pipe: Any) -> None:
             module.padding_mode = "circular"
 
 
+def tiled(pipe: Any) -> None:
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 8, 16
+
+
 def merged(pipe: Any) -> None:
     pytest.importorskip("tomesd").apply_patch(pipe, ratio=0.5, use_rand=False)
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("alter", [hooked, replaced, freeu, processor, exchanged, wrapped, merged])
+@pytest.mark.parametrize(
+    "alter", [hooked, replaced, freeu, processor, exchanged, wrapped, tiled, merged]
+)
 def test_what_hangs_on_a_model_is_painted_and_said(
     made: Path, home: Path, tmp_path: Path, alter: Any, first: bool
 ) -> None:
@@ -215,6 +223,56 @@ def test_what_hangs_on_a_model_is_painted_and_said(
         assert (painted - plain).abs().max() > 1e-3
     wanted = paint(TiuePipeline(**pipe.components))
     assert (paint(pipe) - wanted).abs().max() <= 1e-5 and (wanted - plain).abs().max() > 1e-3
+
+
+def epsilon(pipe: Any) -> None:
+    pipe.unet.conv_norm_out.eps = 0.5
+
+
+def activation(pipe: Any) -> None:
+    pipe.vae.decoder.conv_act = nn.ReLU()
+
+
+def scaling(pipe: Any) -> None:
+    pipe.vae.register_to_config(scaling_factor=0.4)
+
+
+def text(pipe: Any) -> None:
+    for module in pipe.text_encoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 0.5
+
+
+def test_what_is_set_on_a_model_is_painted_and_said(made: Path, home: Path, tmp_path: Path) -> None:
+    """After a graph was taken; before, it is not found."""
+    for alter in (epsilon, activation, scaling, text):
+        pipe = TiuePipeline.from_pretrained(make_student(tmp_path / "student"))
+        pipe.use_graphs("onnxruntime")
+        before = pipe("a cat", seed=3, output_type="pt").images
+        alter(pipe)
+        with pytest.warns(UserWarning, match=r" of \w+ has changed: PyTorch paints"):
+            painted = pipe("a cat", seed=3, output_type="pt").images
+        wanted = TiuePipeline(**pipe.components)("a cat", seed=3, output_type="pt").images
+        assert (wanted - before).abs().max() > 1e-3
+        assert (painted - wanted).abs().max() <= 1e-5
+        assert not isinstance(pipe.use_graphs("auto")._optimized, GraphRunner)
+
+
+def test_what_changes_no_picture_leaves_the_graph(pipe: Any, home: Path) -> None:
+    pipe.use_graphs("onnxruntime")
+    before = latents(pipe)
+    pipe.vae.enable_slicing()
+    pipe.unet.set_attn_processor(AttnProcessor())
+    pipe.unet.train()
+    forbidden = forbid()
+    try:
+        assert torch.equal(latents(pipe), before)
+    finally:
+        forbidden.undo()
+        pipe.vae.disable_slicing()
+        pipe.unet.set_default_attn_processor()
+        pipe.unet.eval()
+        pipe.plain()
 
 
 def test_weights_of_another_config_have_another_graph(pipe: Any) -> None:

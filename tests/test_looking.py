@@ -3,15 +3,21 @@ which schedule. Each against the slow way of the library it stands for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from tiue_core.core.schedule import OneWaySchedule
-from tiue_core.shared.layers import Bits, fingerprint, tensors_of, walk
+from tiue_core.shared.layers import Bits, fingerprint, walk
+from tiue_core.shared.snapshot import Snapshot
+
+
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    return Snapshot(model).tensors()
 
 
 def _layers() -> nn.Sequential:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .schedule import weighted_sum
 
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
-_HELPERS = ("get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states")
+HELPERS = ("get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class SplitUNet(nn.Module):
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        missing = [name for name in _PARTS + _HELPERS if not hasattr(unet, name)]
+        missing = [name for name in _PARTS + HELPERS if not hasattr(unet, name)]
         if missing:
             raise ValueError(
                 f"{type(unet).__name__} cannot be split into encoder and decoder, it has no "

@@ -18,6 +18,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 
 from ..io.files import check_writable, explain, to_disk, write_atomically
+from ..shared.altered import settings
 from . import metadata
 from .store import need_onnx, onnx_description, save_onnx, save_openvino, save_pt2
 from .trace import program, traced
@@ -136,13 +137,15 @@ def export_set(pipe: Any, folder: Path, *, record: dict[str, Any], **options: An
 
 
 def weights_hash(pipe: Any) -> str:
-    """SHA-256 over every weight of a pipeline as it is now, in float32, and the models' configs."""
+    """SHA-256 over every weight of a pipeline as it is now, in float32, the models' configs, and
+    what was set on them beside these."""
     digest = hashlib.sha256()
     for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
         model = getattr(pipe, name, None)
         if model is None:
             continue
         digest.update(json.dumps(_settings(model), sort_keys=True).encode())
+        digest.update("".join(settings(model)).encode())
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
             if tensor.is_floating_point():

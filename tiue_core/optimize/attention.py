@@ -12,6 +12,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from ..shared.parts import understood
 from .kernels import Packed, Way
 
 QUERIES = 512  #: at a time, of every head: their part of the map, of 4096 keys, is 4 MB a head
@@ -24,7 +25,9 @@ class PiecewiseAttention(Packed):
     def weight(self) -> Tensor | None:
         attention = self.layer
         norms = (attention.group_norm, attention.spatial_norm, attention.norm_q, attention.norm_k)
-        plain = type(attention.processor) is AttnProcessor2_0 and norms == (None,) * 4
+        processor = attention.processor
+        plain = type(processor) is AttnProcessor2_0 and understood(processor)
+        plain = plain and norms == (None,) * 4
         if not plain or attention.residual_connection or attention.rescale_output_factor != 1:
             return None
         return next(attention.to_q.parameters())

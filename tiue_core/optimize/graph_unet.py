@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 from ..core.packed import PackedUNet, pooled_width
 from ..core.unet import Features, SplitUNet
 from ..export.runtime import GraphSet
-from ..shared.altered import looked_through
-from ..shared.layers import Bits, tensors_of
-from .watch import Watch
+from ..shared.altered import IDLE, altered
+from ..shared.layers import Bits
+from ..shared.snapshot import Snapshot
 
 
 class GraphUNet(SplitUNet):
@@ -84,11 +84,7 @@ class GraphRunner:
     def __init__(self, pipe: Any, graphs: GraphSet) -> None:
         self.graphs, self._said = graphs, False
         models = (*pipe._text_encoders(), pipe.vae, pipe.unet)
-        self._watched = {id(model): (Watch(model), Bits()) for model in models}
-        self._seen = {
-            key: _state(*watched, tensors_of(watched[0].model))
-            for key, watched in self._watched.items()
-        }
+        self._watched = {id(model): _Watched(model) for model in models}
         self._known: dict[int, bool] | None = None  # within ``once``
         given = (pipe.unet, graphs, partial(self.holds, pipe.unet))
         self.unet: SplitUNet = (
@@ -104,9 +100,7 @@ class GraphRunner:
             return False
         if known is not None and key in known:
             return known[key]
-        why, tensors = looked_through(model)
-        if why is None and _state(*self._watched[key], tensors) != self._seen[key]:
-            why = "the weights are not those of the graph"
+        why = self._watched[key].why()
         if known is not None:
             known[key] = why is None
         if why is not None and not self._said:
@@ -143,8 +137,28 @@ class GraphRunner:
         """Nothing of the pipeline was changed."""
 
 
-def _state(watch: Watch, bits: Bits, tensors: Iterable[Tensor]) -> tuple:
-    return (*watch.adapters(), bits.mark(tensors))
+class _Watched:
+    """A model, and what it was when its graph was taken."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self._bits, self._seen = model, Bits(), Snapshot(model)
+        self._mark = self._bits.mark(self._seen.tensors())
+
+    def why(self) -> str | None:
+        """Why its graph does not stand for it any more, or nothing."""
+        now, changes = self._seen, []
+        if not self._seen.same():
+            why, changes = altered(self.model), [*self._seen.changes()]
+            if why is not None:
+                return why
+            now = Snapshot(self.model)
+        if self._bits.mark(now.tensors()) != self._mark:
+            return "the weights are not those of the graph"
+        for name, kind in changes:
+            if name not in IDLE:
+                return f"{name.strip('_')} of {kind} has changed"
+        self._seen = now
+        return None
 
 
 def array(tensor: Tensor) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.layers import Transparent, fingerprint, padding_of
+from ..shared.layers import Transparent, fingerprint, methods_of, padding_of
 from ..shared.measure import clock
 from .winograd import Form
 
@@ -27,13 +27,21 @@ class Packed(Transparent):
     found: dict[tuple, Way] = {}  # noqa: RUF012  the fastest way, by `signature`: layers repeat
 
     def __init__(self, layer: Any) -> None:
-        self.layer, self._kind = layer, type(layer)
+        self.layer, self._kind = layer, [type(layer), *methods_of(type(layer))]
         self._prepared: dict[Way, Any] = {}  # what each way needs
         self._of: tuple = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: what is prepared cannot be copied, and is prepared again."""
+        return {**vars(self), "_prepared": {}, "_of": ()}
 
     def weight(self) -> Tensor | None:
         """Of the layer; none if it is not what it was when this was made."""
         return self.layer.weight
+
+    def settings(self) -> tuple:
+        """What of the layer, beside its weight, decides what is prepared."""
+        return ()
 
     def ways(self, x: Tensor) -> list[Way]:
         """Names of what can be tried on an input."""
@@ -42,7 +50,7 @@ class Packed(Transparent):
     def signature(self, x: Tensor, weight: Tensor) -> tuple:
         """What the time it takes depends on."""
         shapes = x.shape, x.stride(), x.dtype, weight.shape
-        return (type(self).__name__, torch.get_num_threads(), *shapes)
+        return (type(self).__name__, torch.get_num_threads(), *shapes, *self.settings())
 
     def prepare(self, way: Way, x: Tensor) -> Any:
         """What a way needs beside the input."""
@@ -53,14 +61,15 @@ class Packed(Transparent):
 
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         named = {name: value for name, value in named.items() if value is not None}
-        same = type(self.layer) is self._kind and padding_of(self.layer) == "zeros"
+        kind = type(self.layer)
+        same = [kind, *methods_of(kind)] == self._kind and padding_of(self.layer) == "zeros"
         same = same and "_conv_forward" not in vars(self.layer)
         known = same and x.device.type == "cpu" and x.dtype in DTYPES
         weight = self.weight() if known else None
         fit = self.enabled and not (rest or named or torch.is_grad_enabled())
         if weight is None or weight.dtype != x.dtype or not fit:
-            return type(self.layer).forward(self.layer, x, *rest, **named)
-        state = (weight.data_ptr(), weight.dtype, fingerprint([weight]))
+            return kind.forward(self.layer, x, *rest, **named)
+        state = (weight.data_ptr(), weight.dtype, fingerprint([weight]), *self.settings())
         if state != self._of:
             self._prepared, self._of = {}, state
         key = self.signature(x, weight)

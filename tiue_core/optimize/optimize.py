@@ -22,10 +22,10 @@ from ..shared.altered import altered
 from ..shared.doubling import double_cheaply, double_plainly
 from ..shared.exact import NotUnderstoodError
 from ..shared.measure import Times, clock
+from ..shared.snapshot import Snapshot
 from . import cache, cpu, engines, packed
 from .graph_unet import GraphRunner
 from .graphs import Graphs
-from .watch import TensorWatch
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Progress = Callable[[int, int, str], Any]
@@ -81,7 +81,7 @@ def optimize(
     if dtype is not None:
         pipe.to(dtype)
         plan = _Trial(pipe, width, height, batch_size, progress)
-    on_cpu = pipe.unet.device.type == "cpu"
+    on_cpu = pipe._execution_device.type == "cpu"  # weights may lie elsewhere
     if on_cpu:
         cpu.keep_pages()
     before = plan.seconds("as it is", plan.plain())
@@ -187,8 +187,10 @@ class Optimized:
         self.unet: SplitUNet = split(pipe.unet, pipe.vae_scale_factor)
         self.parts: Times = {}
         self.seconds = (0.0, 0.0)  # before and after, for the UNet
-        self._watches = [TensorWatch(model) for model in self.models]
-        self._seen: list[tuple] = []
+        self._watched: tuple[Any, ...] = self.models
+        self._seen: Snapshot | None = None
+        self._places: list[tuple] = []
+        self._altered = False
         if savings:
             self.unet = shared(
                 pipe.unet, pipe.vae_scale_factor, prepare=self._prepare, run=self._run
@@ -220,6 +222,8 @@ class Optimized:
 
     def image(self, vae: Any, z: Tensor, decode: Callable[..., Tensor]) -> Tensor:
         """z (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
+        if self.graphs is not None and vae not in self._watched:  # another one, or the draft's
+            self._watched, self._seen = (*self._watched, vae), None
         return decode(vae, z, lambda vae, latents: self._run(vae.decode, latents, False)[0])
 
     def _prepare(self, module: nn.Module) -> None:
@@ -232,13 +236,19 @@ class Optimized:
                 block.compile(dynamic=False, options={"freezing": True} if on_cpu else None)
 
     def _run(self, function: Callable, *arguments: Any) -> Any:
-        if self.graphs is None or any(map(altered, self.models)):
+        if self.graphs is None:
             return function(*arguments)
-        now = [watch.state() for watch in self._watches]
-        if now != self._seen:  # graphs hold the addresses of the tensors they were made with
-            self.graphs.clear()
-            self._seen = now
-        return self.graphs(function, *arguments)
+        seen = self._seen
+        if seen is None or not seen.same() or _places(seen) != self._places:
+            self.graphs.clear()  # they hold the addresses of the tensors they were made with
+            self._seen = seen = Snapshot(*self._watched)
+            self._places = _places(seen)
+            self._altered = any(map(altered, self._watched))
+        return function(*arguments) if self._altered else self.graphs(function, *arguments)
+
+
+def _places(snapshot: Snapshot) -> list[tuple]:
+    return [(tensor.data_ptr(), tensor.dtype) for tensor in snapshot.tensors()]
 
 
 class _Trial:
@@ -250,7 +260,7 @@ class _Trial:
         self.pipe, self.done = pipe, 0
         self.progress = progress or (lambda done, total, what: None)
         unet, shape = pipe.unet, pipe._latent_shape(width, height, None, B)
-        like = {"device": unet.device, "dtype": unet.dtype}
+        like = {"device": pipe._execution_device, "dtype": unet.dtype}
         tokens = pipe.text_encoder.config.max_position_embeddings + extra_rows(unet)
         self.noise = torch.randn((B, *shape), **like)
         self.prompts = torch.randn((B, tokens, unet.config.cross_attention_dim), **like)

@@ -14,7 +14,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ..shared.layers import Conv, is_patched, weight_of
+from ..shared.layers import Conv, is_patched, known, weight_of
 from ..shared.parts import Upsampler
 from . import winograd
 from .attention import PiecewiseAttention
@@ -27,11 +27,18 @@ class PackedConv(Packed):
 
     def __init__(self, layer: Any, winograd: bool = True) -> None:
         super().__init__(layer)
-        self.winograd = winograd and tuple(layer.weight.shape[2:]) == (3, 3) and _plain(layer)
+        self._wanted = winograd
 
-    def signature(self, x: Tensor, weight: Tensor) -> tuple:
-        sides = [tuple(side) for side in self._sides()]
-        return (*super().signature(x, weight), *sides, self.layer.groups, self.winograd)
+    @property
+    def winograd(self) -> bool:
+        """Whether the form is for the layer as it is set now."""
+        return self._wanted and _plain(self.layer)
+
+    def weight(self) -> Tensor | None:
+        return None if isinstance(self.layer.padding, str) else self.layer.weight
+
+    def settings(self) -> tuple:
+        return (*map(tuple, self._sides()), self.layer.groups, self.winograd)
 
     def ways(self, x: Tensor) -> list[Way]:
         form = winograd.fitting(x) if self.winograd else None
@@ -107,7 +114,7 @@ class PackedGEGLU(Packed):
 
     def weight(self) -> Tensor | None:
         proj = self.layer.proj  # a LoRA around it is no nn.Linear
-        return proj.weight if type(proj) is nn.Linear and not is_patched(proj) else None
+        return proj.weight if type(proj) is nn.Linear and _own(proj) else None
 
     def ways(self, x: Tensor) -> list[Way]:
         return ["plain", "fused"]
@@ -136,9 +143,10 @@ def _blocked(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _plain(conv: Any) -> bool:
-    """Whether it has stride 1, padding 1, no dilation and one group."""
+    """Whether it is 3x3 with stride 1, padding 1, no dilation and one group."""
+    three = tuple(conv.weight.shape[2:]) == (3, 3)
     sides = [*conv.stride, *conv.dilation, conv.groups]
-    return tuple(conv.padding) == (1, 1) and set(sides) == {1}
+    return three and tuple(conv.padding) == (1, 1) and set(sides) == {1}
 
 
 def pack(model: nn.Module, winograd: bool = True) -> None:
@@ -157,7 +165,14 @@ def pack(model: nn.Module, winograd: bool = True) -> None:
                 module.forward = stand_in  # type: ignore[assignment]
 
 
+def _own(module: nn.Module) -> bool:
+    """Whether it does what its library wrote."""
+    return known(type(module)) and not is_patched(module)
+
+
 def _stand_in(module: Any, winograd: bool) -> Packed | None:
+    if not known(type(module)):
+        return None
     if type(module) in (nn.Conv2d, Conv):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return PackedConv(module, winograd) if plain else None

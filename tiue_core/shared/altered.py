@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from inspect import signature
 from typing import Any
 
+import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
-from .layers import is_patched, padding_of, walk
-from .parts import PROCESSORS
+from .layers import drops, is_patched, known, padding_of, walk
+from .parts import understood
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "tiue_core")
+#: Attributes that change no picture where ``altered`` finds nothing.
+IDLE = {"training", "processor", "forward", "_conv_forward", "_compiled_call_impl"}
+IDLE |= {"gradient_checkpointing", "use_slicing", "_chunk_size", "_chunk_dim", "name_or_path"}
+IDLE |= {"peft_config", "_hf_peft_config_loaded", "_is_hf_initialized"}
 
 
 def altered(model: nn.Module) -> str | None:
     """What hangs on a model that a mark of its weights does not show, or nothing.
 
-    Hooks, a forward that was replaced, FreeU, edges that wrap around, an attention processor of
-    another kind, and a class that was exchanged for a stranger's, as tomesd does: a graph of the
-    same weights leaves all of it out.
+    Hooks, a forward that was replaced on a module or on its class, FreeU, edges that wrap around,
+    dropout or tiles at work, an attention processor of another kind, and a class that was exchanged
+    for a stranger's, as tomesd does: a graph of the same weights leaves all of it out.
     """
-    return looked_through(model)[0]
-
-
-def looked_through(model: nn.Module) -> tuple[str | None, list[Tensor]]:
-    """``altered`` and the weights, from one walk: this is asked before every picture."""
-    tensors: list[Tensor] = []
+    kinds: dict[type[Any], bool] = {}
     for module in walk(model):
-        kind, own = type(module), module.__dict__
-        why = _altered(module, kind, own)
-        if why is not None:
-            return why, []
-        tensors += [one for one in own["_parameters"].values() if one is not None]
-    return None, tensors
+        kind = type(module)
+        if is_patched(module):
+            return f"a hook on {kind.__name__}"
+        if kind not in kinds:
+            kinds[kind] = known(kind)
+        if not kinds[kind]:
+            return f"a {kind.__name__} that is not its library's"
+        if kind is Attention and not understood(module.processor):
+            return f"a {type(module.processor).__name__}"
+        if padding_of(module) != "zeros":
+            return f"{padding_of(module)} padding"
+        if drops(module):
+            return f"a {kind.__name__} at work"
+        if vars(module).get("b1"):
+            return "FreeU"
+        if vars(module).get("use_tiling"):
+            return "a picture in tiles"
+    return None
 
 
-def _altered(module: Any, kind: type[Any], own: dict[str, Any]) -> str | None:
-    if is_patched(module):
-        return f"a hook on {kind.__name__}"
-    if kind not in _KNOWN and not _known(kind):
-        return f"a {kind.__name__} that is not its library's"
-    if kind is Attention and type(module.processor) not in PROCESSORS:
-        return f"a {type(module.processor).__name__}"
-    if own.get("padding_mode", "zeros") != "zeros":
-        return f"{padding_of(module)} padding"
-    return "FreeU" if own.get("b1") else None
+def settings(model: nn.Module) -> list[str]:
+    """What was set on a model's modules since its class made them of its config, in words, sorted.
+
+    Such as a normalization's epsilon, a layer's dilation, another activation, a layer left out, and
+    LoRAs with their strengths.
+    """
+    with torch.device("meta"):
+        usual = _said(_made(model))
+    return sorted(_said(model) ^ usual)
 
 
-_KNOWN: set[type[Any]] = set()  # a lookup for each module instead of a comparison of names
+def _made(model: Any) -> Any:
+    """Another of its class and config."""
+    if isinstance(model, ConfigMixin):
+        taken = signature(type(model).__init__).parameters
+        return type(model)(**{key: value for key, value in model.config.items() if key in taken})
+    return type(model)(deepcopy(model.config))
 
 
-def _known(kind: type[Any]) -> bool:
-    known = kind.__module__.partition(".")[0] in LIBRARIES
-    if known:
-        _KNOWN.add(kind)
-    return known
+def _said(model: nn.Module) -> set[str]:
+    """A line for each class and each simple attribute of its modules."""
+    lines = set()
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):  # its base layer stands in its place
+            lora = module.active_adapters, module.merged_adapters, module.disable_adapters
+            lines.add(f"{name} {lora} {getattr(module, 'scaling', None)}")
+        elif not any(part.startswith("lora_") for part in name.split(".")):
+            name = name.replace(".base_layer", "")
+            lines.add(f"{name} {type(module).__qualname__}")
+            own = {key: value for key, value in vars(module).items() if key not in IDLE}
+            lines |= {f"{name}.{key} {value}" for key, value in own.items() if _plain(value)}
+    return lines
+
+
+def _plain(value: Any) -> bool:
+    many = type(value) in (tuple, list)
+    return all(isinstance(one, str | int | float) for one in (value if many else [value]))

@@ -10,8 +10,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from .exact import NotUnderstoodError
-from .layers import Transparent, fingerprint, state_of
+from .layers import Transparent, state_of
 from .parts import Upsampler
+from .snapshot import Snapshot
 
 
 class Doubling(Transparent):
@@ -21,14 +22,15 @@ class Doubling(Transparent):
         self.upsample = upsample
         self._part: Upsampler | None = None
         self._of: tuple = ()
+        self._seen: Snapshot | None = None
         self.part()
 
     def part(self) -> Upsampler:
-        """Made anew where the convolution's weight has changed."""
-        conv = self.upsample.conv
-        state = (type(self.upsample), *state_of(conv), fingerprint(conv.parameters()))
-        if self._part is None or state != self._of:
+        """Made anew where the convolution's weight has changed, or what is set on either."""
+        state = state_of([self.upsample.conv])
+        if self._part is None or state != self._of or not (self._seen and self._seen.same()):
             self._part, self._of = Upsampler(self.upsample), state
+            self._seen = Snapshot(self.upsample)
         return self._part
 
     def __call__(self, h: Tensor, output_size: Any = None) -> Tensor:

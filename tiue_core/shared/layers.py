@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
 from xxhash import xxh3_64_intdigest
 
 from .exact import NotUnderstoodError
 
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "tiue_core")  #: whose code is known
 _PLAIN = (nn.Conv2d, nn.Linear)
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}  # by bytes
 _ADAPTED = (lora.Conv2d, lora.Linear)
@@ -59,8 +61,24 @@ def untouched(module: nn.Module, kind: type | tuple[type, ...]) -> None:
         raise NotUnderstoodError(f"a {type(module).__name__} in the place of {kinds[0].__name__}")
     if is_patched(module):
         raise NotUnderstoodError(f"a hook on {type(module).__name__}")
+    if not known(type(module)):
+        raise NotUnderstoodError(f"a {type(module).__name__} that is not its library's")
     if padding_of(module) != "zeros":
         raise NotUnderstoodError(f"{padding_of(module)} padding")
+
+
+def known(kind: type[Any]) -> bool:
+    """Whether a class and its methods are a library's."""
+    return all(
+        (one.__module__ or "").partition(".")[0] in LIBRARIES
+        for one in (kind, *methods_of(kind))
+        if one is not None
+    )
+
+
+def methods_of(kind: type[Any]) -> list[Any]:
+    """Those of a class that people replace."""
+    return [getattr(kind, name, None) for name in ("forward", "__call__", "_conv_forward")]
 
 
 def padding_of(module: nn.Module) -> str:
@@ -72,13 +90,16 @@ def weight_of(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias that a convolution or linear layer applies, active LoRAs included.
 
     Raises:
-        NotUnderstoodError: the layer is no plain convolution, linear layer or LoRA around one.
+        NotUnderstoodError: the layer is no plain convolution, linear layer or LoRA around one, or
+            the convolution steps, spreads or pads in another way than Stable Diffusion's.
     """
     untouched(layer, _PLAIN + _ADAPTED)
-    if not isinstance(layer, _ADAPTED):
-        return layer.weight, layer.bias
-    base = layer.get_base_layer()
+    base = layer.get_base_layer() if isinstance(layer, _ADAPTED) else layer
     untouched(base, _PLAIN)
+    if isinstance(base, nn.Conv2d) and not _keeps_size(base):
+        raise NotUnderstoodError("a convolution unlike Stable Diffusion's")
+    if base is layer:
+        return layer.weight, layer.bias
     weight = base.weight
     for name in _active(layer):
         if layer.lora_variant or any(layer.lora_bias.values()):
@@ -89,28 +110,26 @@ def weight_of(layer: Any) -> tuple[Tensor, Tensor | None]:
     return weight, base.bias
 
 
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    same = tuple(side // 2 for side in conv.kernel_size)
+    return (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1) and conv.padding == same
+
+
 def drops(layer: Any) -> bool:
     """Whether it is a dropout that is at work."""
     return layer.training and getattr(layer, "p", 0) > 0
 
 
-def state_of(layer: Any) -> tuple:
-    """Changes whenever ``weight_of`` or ``untouched`` may: tensors replaced or written to, LoRAs
-    come, gone or scaled, hooks, another mode, another class, as tomesd gives a block."""
-    adapted = isinstance(layer, _ADAPTED)
-    hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
-    state: list[Any] = [id(layer), type(layer), hooks, _replaced(layer), layer.training]
-    state.append(padding_of(layer))
-    tensors = layer.parameters() if adapted else layer._parameters.values()
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        version = 0 if tensor.is_inference() else tensor._version
-        state.append((tensor.data_ptr(), version, tensor.dtype, tensor.stride()))
-    if adapted:
-        state += [tuple(_active(layer)), tuple(layer.merged_adapters)]
-        state += layer.scaling.items()
-    return tuple(state)
+def state_of(layers: Iterable[Any]) -> tuple:
+    """Changes whenever a tensor that ``weight_of`` reads of these layers is another, lies elsewhere
+    or was written to. What else is set on them is for ``Snapshot``."""
+    tensors = [one for layer in layers for one in _read(layer) if one is not None]
+    places = ((one.data_ptr(), one.dtype, one.stride()) for one in tensors)
+    return (*places, fingerprint(tensors))
+
+
+def _read(layer: Any) -> Iterable[Tensor | None]:
+    return layer.parameters() if isinstance(layer, _ADAPTED) else layer._parameters.values()
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
@@ -181,15 +200,19 @@ def walk(model: nn.Module) -> Iterator[nn.Module]:
         waiting += [child for child in module._modules.values() if child is not None]
 
 
-def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Its weights as they are now, in an order of their own."""
-    for module in walk(model):
-        yield from (one for one in module._parameters.values() if one is not None)
-
-
 def is_patched(module: nn.Module) -> bool:
     """Whether anything of a user's hangs on a module's call, or stands in for its forward."""
-    return bool(_replaced(module) or module._forward_hooks or module._forward_pre_hooks)
+    hooks = module._forward_hooks or module._forward_pre_hooks or hooks_of_all()
+    return bool(_replaced(module) or hooks)
+
+
+def hooks_of_all() -> list[Any]:
+    """What hangs on the call of every module there is; torch's own only count and measure."""
+    found = (
+        *everywhere._global_forward_hooks.values(),
+        *everywhere._global_forward_pre_hooks.values(),
+    )
+    return [hook for hook in found if not str(getattr(hook, "__module__", "")).startswith("torch.")]
 
 
 def _replaced(module: nn.Module) -> bool:

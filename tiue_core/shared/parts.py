@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from ..core.schedule import weighted_sum
 from .exact import NotUnderstoodError, doubling_kernel, interleaved, split_groups
-from .layers import Conv, drops, untouched, weight_of
+from .layers import Conv, drops, known, untouched, weight_of
 
-PROCESSORS = (AttnProcessor, AttnProcessor2_0)  #: whose attention is known
+
+def understood(processor: Any) -> bool:
+    """Whether it is attention as diffusers writes it."""
+    return type(processor) in (AttnProcessor, AttnProcessor2_0) and known(type(processor))
 
 
 def spread(x: Tensor, B: int, K: int) -> Tensor:
@@ -71,6 +74,7 @@ class Resnet(PlainResnet):
             untouched(module, nn.GroupNorm)
         if type(resnet.nonlinearity) is not nn.SiLU or resnet.time_embedding_norm != "default":
             raise NotUnderstoodError("a ResNet unlike Stable Diffusion's")
+        untouched(resnet.dropout, nn.Dropout)
         if resnet.up or resnet.down or resnet.time_emb_proj is None or drops(resnet.dropout):
             raise NotUnderstoodError("a ResNet that resamples or drops")
         self.h_channels = h_channels
@@ -144,7 +148,7 @@ class Transformer(PlainTransformer):
         for block in transformer.transformer_blocks:
             untouched(block, BasicTransformerBlock)
             untouched(block.attn2, Attention)
-            if type(block.attn2.processor) not in PROCESSORS:
+            if not understood(block.attn2.processor) or block.attn2.group_norm is not None:
                 raise NotUnderstoodError(f"a {type(block.attn2.processor).__name__}")
             if block.norm_type != "layer_norm" or block.pos_embed or hasattr(block, "fuser"):
                 raise NotUnderstoodError("a transformer unlike Stable Diffusion's")

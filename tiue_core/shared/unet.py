@@ -11,12 +11,13 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..core.packed import ADDED, PackedUNet, pooled_width, unpack
-from ..core.unet import Features, SplitUNet, unet_call_context
+from ..core.unet import HELPERS, Features, SplitUNet, unet_call_context
 from .decoder import PARTS, Decoder
 from .exact import NotUnderstoodError
-from .layers import fingerprint, is_patched, state_of
+from .layers import is_patched, state_of
 from .measure import Times, not_worth_it, times
-from .parts import PROCESSORS
+from .parts import understood
+from .snapshot import Snapshot
 
 
 class SharedUNet(SplitUNet):
@@ -46,6 +47,7 @@ class SharedUNet(SplitUNet):
         self.without: set[str] = set()
         self._decoder: Decoder | None = None
         self._made_of: tuple = ()
+        self._seen: Snapshot | None = None  # of the UNet, when the decoder was made
         self._tables: dict[tuple, Any] = {}
         self._said: set[str] = set()
 
@@ -100,14 +102,17 @@ class SharedUNet(SplitUNet):
         Raises:
             NotUnderstoodError: why it cannot be made.
         """
-        self._look_for_patches()
-        if self._decoder is None or self._state(self._decoder) != self._made_of:
+        same = self._seen is not None and self._seen.same()
+        if not same:
+            self._look_for_patches()
+        if self._decoder is None or not same or self._state(self._decoder) != self._made_of:
             self._tables.clear()
             self._decoder = None
             decoder = Decoder(self.unet, self.parts, self.without, self._say)
             if self.prepare is not None:
                 self.prepare(decoder)
             self._decoder, self._made_of = decoder, self._state(decoder)
+            self._seen = Snapshot(self.unet)
         return self._decoder
 
     def measure(
@@ -132,19 +137,20 @@ class SharedUNet(SplitUNet):
     def _look_for_patches(self) -> None:
         """What hangs on a module would see one image's timesteps side by side, or keys for all of
         them at once; a graph would leave it out."""
+        for name in HELPERS:
+            if name in vars(self.unet):
+                raise NotUnderstoodError(f"a {name} that is not its library's")
         for module in self._inside():
             if is_patched(module):
                 raise NotUnderstoodError(f"a hook on {type(module).__name__}")
-            if isinstance(module, Attention) and type(module.processor) not in PROCESSORS:
+            if isinstance(module, Attention) and not understood(module.processor):
                 raise NotUnderstoodError(f"a {type(module.processor).__name__}")
 
     def _inside(self) -> Iterator[nn.Module]:
         return (module for module in self.unet.modules() if module is not self.unet)
 
     def _state(self, decoder: Decoder) -> tuple:
-        watched = [*decoder.all_watched(), *self.unet.time_embedding.modules()]
-        weights = [x for module in watched for x in module._parameters.values() if x is not None]
-        return (*map(state_of, watched), fingerprint(weights))
+        return state_of([*decoder.all_watched(), *self.unet.time_embedding.modules()])
 
     def _thrifty(
         self,
