@@ -144,7 +144,7 @@ def weights_hash(pipe: Any) -> str:
         model = getattr(pipe, name, None)
         if model is None:
             continue
-        digest.update(json.dumps(_settings(model), sort_keys=True).encode())
+        digest.update(json.dumps(_config(model), sort_keys=True).encode())
         digest.update("".join(settings(model)).encode())
         for key, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
@@ -157,7 +157,7 @@ def weights_hash(pipe: Any) -> str:
 _TEXT = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps", "eos_token_id")
 
 
-def _settings(model: Any) -> dict[str, Any]:
+def _config(model: Any) -> dict[str, Any]:
     """Of a model's config what its weights' names and shapes leave open, such as its heads, and
     what no release of its library adds: a setting at its default is not among it."""
     if isinstance(model, ConfigMixin):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.layers import Transparent, fingerprint, methods_of, padding_of
+from ..shared.layers import Transparent, fingerprint, methods_of, padding_of, replaced
 from ..shared.measure import clock
 from .winograd import Form
 
@@ -63,7 +63,7 @@ class Packed(Transparent):
         named = {name: value for name, value in named.items() if value is not None}
         kind = type(self.layer)
         same = [kind, *methods_of(kind)] == self._kind and padding_of(self.layer) == "zeros"
-        same = same and "_conv_forward" not in vars(self.layer)
+        same = same and not replaced(self.layer)
         known = same and x.device.type == "cpu" and x.dtype in DTYPES
         weight = self.weight() if known else None
         fit = self.enabled and not (rest or named or torch.is_grad_enabled())

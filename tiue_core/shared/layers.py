@@ -203,7 +203,7 @@ def walk(model: nn.Module) -> Iterator[nn.Module]:
 def is_patched(module: nn.Module) -> bool:
     """Whether anything of a user's hangs on a module's call, or stands in for its forward."""
     hooks = module._forward_hooks or module._forward_pre_hooks or hooks_of_all()
-    return bool(_replaced(module) or hooks)
+    return bool(replaced(module) or hooks)
 
 
 def hooks_of_all() -> list[Any]:
@@ -215,7 +215,8 @@ def hooks_of_all() -> list[Any]:
     return [hook for hook in found if not str(getattr(hook, "__module__", "")).startswith("torch.")]
 
 
-def _replaced(module: nn.Module) -> bool:
+def replaced(module: nn.Module) -> bool:
+    """Whether a user's own stands in for its forward, or for what a convolution's calls."""
     own = vars(module)
     return "_conv_forward" in own or not isinstance(own.get("forward", _NOTHING), Transparent)
 
