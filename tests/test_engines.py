@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from helpers_students import make_student
 from torch import nn
@@ -156,50 +157,58 @@ class Doubled(AttnProcessor):
         return 2 * super().__call__(*given, **named)
 
 
-def hooked(pipe: Any) -> None:
+def hooked(pipe: Any, patch: Any) -> None:
     pipe.unet.mid_block.register_forward_hook(lambda _, __, out: out * 1.5)
 
 
-def replaced(pipe: Any) -> None:
+def replaced(pipe: Any, patch: Any) -> None:
     modules = dict(pipe.text_encoder.named_modules())
     (layer,) = (modules[name] for name in modules if name.endswith("final_layer_norm"))
     forward = layer.forward
     layer.forward = lambda x: forward(x) * 1.5
 
 
-def freeu(pipe: Any) -> None:
+def freeu(pipe: Any, patch: Any) -> None:
     pipe.unet.enable_freeu(s1=0.6, s2=0.2, b1=1.4, b2=1.6)
 
 
-def processor(pipe: Any) -> None:
+def processor(pipe: Any, patch: Any) -> None:
     pipe.unet.set_attn_processor(Doubled())
 
 
-def exchanged(pipe: Any) -> None:
+def exchanged(pipe: Any, patch: Any) -> None:
     pipe.vae.decoder.conv_act.__class__ = Louder
 
 
-def wrapped(pipe: Any) -> None:
+def wrapped(pipe: Any, patch: Any) -> None:
     for module in pipe.unet.modules():
         if isinstance(module, nn.Conv2d):
             module.padding_mode = "circular"
 
 
-def tiled(pipe: Any) -> None:
+def tiled(pipe: Any, patch: Any) -> None:
     pipe.vae.enable_tiling()
     pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 8, 16
 
 
-def merged(pipe: Any) -> None:
+def merged(pipe: Any, patch: Any) -> None:
     pytest.importorskip("tomesd").apply_patch(pipe, ratio=0.5, use_rand=False)
+
+
+def attention(pipe: Any, patch: Any) -> None:
+    """As SageAttention is brought in: for all of a process."""
+    own = F.scaled_dot_product_attention
+    patch.setattr(
+        F, "scaled_dot_product_attention", lambda q, *given, **named: own(1.5 * q, *given, **named)
+    )
 
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize(
-    "alter", [hooked, replaced, freeu, processor, exchanged, wrapped, tiled, merged]
+    "alter", [hooked, replaced, freeu, processor, exchanged, wrapped, tiled, merged, attention]
 )
 def test_what_hangs_on_a_model_is_painted_and_said(
-    made: Path, home: Path, tmp_path: Path, alter: Any, first: bool
+    made: Path, home: Path, tmp_path: Path, monkeypatch: Any, alter: Any, first: bool
 ) -> None:
     """No weight shows it, so a graph of the same weights is no answer. In float32 a merge may
     choose other tokens on another processor, but not on the same one."""
@@ -210,15 +219,15 @@ def test_what_hangs_on_a_model_is_painted_and_said(
 
     plain = paint(pipe)
     if first:
-        alter(pipe)
-        with pytest.warns(UserWarning, match=r"onnxruntime is not taken \((a|FreeU|circular)"):
+        alter(pipe, monkeypatch)
+        with pytest.warns(UserWarning, match=r"onnxruntime is not taken \((an? .*|FreeU|circular)"):
             pipe.optimize("onnxruntime")
     else:
         pipe.optimize("onnxruntime")
         assert isinstance(pipe._optimized, GraphRunner)
         assert (paint(pipe) - plain).abs().max() <= 1e-3
-        alter(pipe)
-        with pytest.warns(UserWarning, match=r"^(a .*|FreeU|circular padding): PyTorch paints"):
+        alter(pipe, monkeypatch)
+        with pytest.warns(UserWarning, match=r"^(an? .*|FreeU|circular padding): PyTorch paints"):
             painted = paint(pipe)
         assert (painted - plain).abs().max() > 1e-3
     wanted = paint(TiuePipeline(**pipe.components))

@@ -171,3 +171,55 @@ def test_a_draft_decoder_is_not_taken_from_where_one_stands(
     for one in (pipe, TiuePipeline(**pipe.components)):
         with pytest.raises(TiueError, match="the draft decoder madebyollin/taesd is not here"):
             one.load_draft()
+
+
+def forwards_patched(monkeypatch: pytest.MonkeyPatch, pipe: Any, how: str) -> None:
+    """What people hang on a whole UNet, whose forward a student never calls."""
+    unet, own = pipe.unet, pipe.unet.forward
+    if how == "a hook":
+        unet.register_forward_hook(lambda module, given, out: (out[0] * 0,))
+    elif how == "a hook before":
+        unet.register_forward_pre_hook(lambda module, given: None)
+    elif how == "a forward":
+        unet.forward = lambda *given, **options: own(*given, **options)
+    else:
+        run = type(unet).forward
+        monkeypatch.setattr(type(unet), "forward", lambda *given, **options: run(*given, **options))
+
+
+@pytest.mark.parametrize("how", ["a hook", "a hook before", "a forward", "a class's forward"])
+def test_what_hangs_on_the_whole_unet_and_cannot_act_is_said_once(
+    pipe: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = paint(pipe)
+    forwards_patched(monkeypatch, pipe, how)
+    with pytest.warns(UserWarning, match="of the UNet as a whole does not act"):
+        after = pipe("a cat", seed=3, output_type="latent").images
+    assert torch.equal(after, before)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pipe("a cat", seed=3)
+    assert not [one for one in said if "as a whole" in str(one.message)]
+
+
+@pytest.mark.parametrize("who", ["nobody", "accelerate", "tomesd"])
+def test_what_acts_around_the_unet_is_not_said_to_do_nothing(pipe: Any, who: str) -> None:
+    if who == "accelerate":
+        cpu_offload(pipe.unet, torch.device("cpu"))
+    elif who == "tomesd":
+        pytest.importorskip("tomesd").apply_patch(pipe, ratio=0.5)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pipe("a cat", seed=3)
+    assert not [one for one in said if "as a whole" in str(one.message)]
+
+
+def test_deepcache_is_said_to_do_nothing(pipe: Any) -> None:
+    """It puts a forward of its own in the UNet's place, and counts the steps of a loop there."""
+    helper = pytest.importorskip("DeepCache").DeepCacheSDHelper(pipe=pipe)
+    before = paint(pipe)
+    helper.set_params(cache_interval=3, cache_branch_id=0)
+    helper.enable()
+    with pytest.warns(UserWarning, match="of the UNet as a whole does not act"):
+        after = pipe("a cat", seed=3, output_type="latent").images
+    assert torch.equal(after, before)

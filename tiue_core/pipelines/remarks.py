@@ -1,4 +1,5 @@
-"""What a pipeline says once of what its student was not trained on; it paints all the same."""
+"""What a pipeline says once of what its student was not trained on, or cannot do; it paints all
+the same."""
 
 from __future__ import annotations
 
@@ -7,18 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..shared.altered import unheard
 from ..students.vocabulary import Vocabulary, size_note
 
 
 class Remarks:
-    """What was said already of a student's words and sizes."""
+    """What was said already of a student's words and sizes, and of its UNet."""
 
     def __init__(self) -> None:
         self._words: set[str] = set()
         self._sizes: set[str] = set()
+        self._unheard: set[str] = set()
 
     def of(self, pipe: Any, texts: Sequence[str], width: int, height: int) -> None:
-        """Warn of unknown words in ``texts`` and of a size (latents) far from the trained one."""
+        """Warn of unknown words in ``texts``, of a size (latents) far from the trained one, and of
+        what hangs on the UNet and is never asked."""
         vocabulary: Vocabulary = pipe.vocabulary
         words = [word for word in vocabulary.unknown(texts) if word not in self._words]
         notes = [vocabulary.note(words, again=bool(self._words))] if words else []
@@ -26,6 +30,10 @@ class Remarks:
         sides = own if isinstance(own, list | tuple) else (own, own)
         size = size_note(width * factor, height * factor, (sides[1] * factor, sides[0] * factor))
         notes += [size] if size and size not in self._sizes else []
+        why = unheard(pipe.unet)
+        if why is not None and why not in self._unheard:
+            notes.append(f"{why} of the UNet as a whole does not act: a student calls its two halves")
+            self._unheard.add(why)
         self._words.update(words)
         self._sizes.add(size)
         for note in notes:

@@ -7,12 +7,13 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.attention_processor import Attention
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .layers import drops, is_patched, known, padding_of, walk
+from .layers import drops, is_patched, known, methods_of, padding_of, replaced, stranger, walk
 from .parts import understood
 
 #: Attributes that change no picture where ``altered`` finds nothing.
@@ -28,6 +29,8 @@ def altered(model: nn.Module) -> str | None:
     dropout or tiles at work, an attention processor of another kind, and a class that was exchanged
     for a stranger's, as tomesd does: a graph of the same weights leaves all of it out.
     """
+    if stranger(F.scaled_dot_product_attention):
+        return "an attention that is not torch's"
     kinds: dict[type[Any], bool] = {}
     for module in walk(model):
         kind = type(module)
@@ -48,6 +51,19 @@ def altered(model: nn.Module) -> str | None:
         if vars(module).get("use_tiling"):
             return "a picture in tiles"
     return None
+
+
+def unheard(unet: nn.Module) -> str | None:
+    """What hangs on a UNet as a whole, or nothing. Two halves are called, never the whole: whoever
+    acts around its forward or in its place, as DeepCache does, is not asked. tomesd, and accelerate
+    and diffusers where they offload, are (``core.unet.unet_call_context``).
+    """
+    hooks = (*unet._forward_hooks.values(), *unet._forward_pre_hooks.values())
+    if any(stranger(hook, "tomesd") for hook in hooks):
+        return "a hook"
+    offloaded = {"_hf_hook", "_diffusers_hook"} & vars(unet).keys()
+    own = replaced(unet) and not offloaded
+    return "another forward" if own or any(map(stranger, methods_of(type(unet)))) else None
 
 
 def settings(model: nn.Module) -> list[str]:

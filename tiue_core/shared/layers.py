@@ -69,11 +69,13 @@ def untouched(module: nn.Module, kind: type | tuple[type, ...]) -> None:
 
 def known(kind: type[Any]) -> bool:
     """Whether a class and its methods are a library's."""
-    return all(
-        (one.__module__ or "").partition(".")[0] in LIBRARIES
-        for one in (kind, *methods_of(kind))
-        if one is not None
-    )
+    return not any(map(stranger, (kind, *methods_of(kind))))
+
+
+def stranger(one: Any, *friends: str) -> bool:
+    """Whether a class or a function is none of a known library's, nor of ``friends``."""
+    home = (getattr(one, "__module__", None) or "").partition(".")[0]
+    return one is not None and home not in (*LIBRARIES, *friends)
 
 
 def methods_of(kind: type[Any]) -> list[Any]:
