@@ -83,8 +83,11 @@ class GraphRunner:
 
     def __init__(self, pipe: Any, graphs: GraphSet) -> None:
         self.graphs, self._said = graphs, False
-        models = (*pipe._text_encoders(), pipe.vae, pipe.unet)
+        models = (*pipe._text_encoders(), pipe.unet)
         self._watched = {id(model): _Watched(model) for model in models}
+        halves = [getattr(pipe.vae, name, None) for name in ("encoder", "quant_conv")]
+        unused = [half for half in halves if half is not None]  # a picture is only decoded
+        self._watched[id(pipe.vae)] = _Watched(pipe.vae, unused)
         self._known: dict[int, bool] | None = None  # within ``once``
         given = (pipe.unet, graphs, partial(self.holds, pipe.unet))
         self.unet: SplitUNet = (
@@ -138,11 +141,16 @@ class GraphRunner:
 
 
 class _Watched:
-    """A model, and what it was when its graph was taken."""
+    """A model, and what it was when its graph was taken; ``unused`` are its parts of which the
+    graph knows nothing."""
 
-    def __init__(self, model: Any) -> None:
-        self.model, self._bits, self._seen = model, Bits(), Snapshot(model)
+    def __init__(self, model: Any, unused: Sequence[Any] = ()) -> None:
+        self.model, self._unused, self._bits = model, unused, Bits()
+        self._seen = self._look()
         self._mark = self._bits.mark(self._seen.tensors())
+
+    def _look(self) -> Snapshot:
+        return Snapshot(self.model, without=self._unused)
 
     def why(self) -> str | None:
         """Why its graph does not stand for it any more, or nothing."""
@@ -151,7 +159,7 @@ class _Watched:
             why, changes = altered(self.model), [*self._seen.changes()]
             if why is not None:
                 return why
-            now = Snapshot(self.model)
+            now = self._look()
         if self._bits.mark(now.tensors()) != self._mark:
             return "the weights are not those of the graph"
         for name, kind in changes:

@@ -52,7 +52,7 @@ class Embeddings:
             self._patched = any(is_patched(m) for encoder in encoders for m in encoder.modules())
         if torch.is_grad_enabled() or self._patched:
             return encode(list(keys))
-        tensors = [t for one in encoders for t in (*one.parameters(), *one.buffers())]
+        tensors = self._seen.tensors()
         state = (*(tensor.dtype for tensor in tensors), self._bits.mark(tensors), *tied)
         if state != self._state:
             self._known.clear()

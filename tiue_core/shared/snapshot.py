@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,16 +11,26 @@ from torch import Tensor, nn
 
 from .layers import hooks_of_all, methods_of
 
-_LIVE = ("_parameters", "_buffers")  # what tensors hold is for ``layers.Bits``
+_LIVE = ("_parameters", "_buffers")
 _NOTHING = object()
 
 
 class Snapshot:
     """Some models' modules and all that is set on them: sub-modules, numbers, configs, hooks,
-    replaced methods, LoRAs and their strengths, and what their classes do."""
+    replaced methods, LoRAs and their strengths, and what their classes do.
 
-    def __init__(self, *models: nn.Module) -> None:
-        modules = {id(module): module for model in models for module in model.modules()}
+    Args:
+        without: modules of theirs that are left out, with all in them.
+    """
+
+    def __init__(self, *models: nn.Module, without: Collection[nn.Module] = ()) -> None:
+        left_out = {id(part) for module in without for part in module.modules()}
+        modules = {
+            id(module): module
+            for model in models
+            for module in model.modules()
+            if id(module) not in left_out
+        }
         configs = [vars(module).get("config") for module in modules.values()]
         things = modules | {id(one): one for one in configs if hasattr(one, "__dict__")}
         self._seen = [(one, type(one), dict(vars(one))) for one in things.values()]
@@ -32,6 +42,11 @@ class Snapshot:
         ]
         self._empty = [value for value, *_ in self._held if not value]
         self._full = [held[:2] for held in self._held if held[0]]
+        # Which tensors they have is asked by identity; what these hold is for ``layers.Bits``.
+        self._own = [(vars(m), name, vars(m)[name]) for m in modules.values() for name in _LIVE]
+        self._none = [own for *_, own in self._own if not own]
+        self._some = [(own, [*own.values()]) for *_, own in self._own if own]
+        self._tensors = [x for _, known in self._some for x in known if x is not None]
         kinds: set[type] = {type(m) for m in modules.values()}
         kinds |= {type(vars(m).get("processor")) for m in modules.values()}
         self._classes = [(kind, methods_of(kind)) for kind in kinds]
@@ -50,10 +65,15 @@ class Snapshot:
         except (RuntimeError, TypeError, ValueError):  # tensors that are others
             return False
 
-    def tensors(self) -> Iterator[Tensor]:
-        """What these modules' weights are now."""
-        for one, *_ in self._seen:
-            yield from (x for x in vars(one).get("_parameters", {}).values() if x is not None)
+    def tensors(self) -> list[Tensor]:
+        """What these modules' weights and buffers are now."""
+        if (
+            all([own is module[name] for module, name, own in self._own])
+            and not any(self._none)
+            and all([[*map(id, own.values())] == [*map(id, known)] for own, known in self._some])
+        ):
+            return self._tensors
+        return [x for module, name, _ in self._own for x in module[name].values() if x is not None]
 
     def changes(self) -> Iterator[tuple[str, str]]:
         """What has: the name of an attribute, and the class of what has it."""
