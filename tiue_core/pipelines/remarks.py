@@ -32,7 +32,7 @@ class Remarks:
         notes += [size] if size and size not in self._sizes else []
         why = unheard(pipe.unet)
         if why is not None and why not in self._unheard:
-            notes.append(f"{why} of the UNet as a whole does not act: a student calls its two halves")
+            notes.append(f"{why} of the UNet as a whole does not act: its two halves are called")
             self._unheard.add(why)
         self._words.update(words)
         self._sizes.add(size)

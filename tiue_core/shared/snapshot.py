@@ -68,9 +68,9 @@ class Snapshot:
     def tensors(self) -> list[Tensor]:
         """What these modules' weights and buffers are now."""
         if (
-            all([own is module[name] for module, name, own in self._own])
+            all(own is module[name] for module, name, own in self._own)
             and not any(self._none)
-            and all([[*map(id, own.values())] == [*map(id, known)] for own, known in self._some])
+            and all([*map(id, own.values())] == [*map(id, known)] for own, known in self._some)
         ):
             return self._tensors
         return [x for module, name, _ in self._own for x in module[name].values() if x is not None]
