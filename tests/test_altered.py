@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+)
 from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 
@@ -115,8 +119,22 @@ def by_class(kind: type, name: str = "forward") -> Callable[[Any, Any], None]:
 
 
 CLASSES = [BasicTransformerBlock, Attention, GEGLU, nn.Linear, nn.Conv2d]
+
+
+def image_prompt(pipe: Any, patch: Any) -> None:
+    """An IP-Adapter's processors; the prompt's last tokens stand for the picture's."""
+    torch.manual_seed(0)
+    processors = dict(pipe.unet.attn_processors)
+    for name in processors:
+        if "attn2" in name:
+            layer = pipe.unet.get_submodule(name.removesuffix(".processor"))
+            width, cross = layer.to_q.in_features, layer.to_k.in_features
+            processors[name] = IPAdapterAttnProcessor2_0(width, cross, num_tokens=(4,), scale=1.0)
+    pipe.unet.set_attn_processor(processors)
+
+
 ALTERED: list[Any] = [epsilon, groups, dilated, last_convolution, last_activation, block, times]
-ALTERED += [times_by_method, dropouts_place, every_module, *map(by_class, CLASSES)]
+ALTERED += [image_prompt, times_by_method, dropouts_place, every_module, *map(by_class, CLASSES)]
 ALTERED += [by_class(AttnProcessor2_0, "__call__"), by_class(nn.Conv2d, "_conv_forward")]
 
 
@@ -132,7 +150,7 @@ def afresh(pipe: Any) -> Tensor:
 
 @pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
 @pytest.mark.parametrize("alter", ALTERED, ids=lambda alter: alter.__name__)
-@pytest.mark.filterwarnings("ignore:.*savings")
+@pytest.mark.filterwarnings("ignore:.*savings", "ignore:You have passed a tensor")
 def test_what_is_set_on_a_model_is_painted(pipe: Any, patch: Any, alter: Any, first: bool) -> None:
     """By prepared layers and shared decoders, which are made before it or after."""
     before = picture(pipe)
