@@ -217,3 +217,147 @@ def test_any_of_a_text_encoders_attention(student: Path, tmp_path: Path, layers:
     load_loras(ours, [Lora(tmp_path / "a.safetensors")])
     assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert (wanted - before).abs().max() > 1e-4
+
+
+def pefts(student: Path, folder: Path, **options: Any) -> tuple[Path, Any]:
+    """One of PEFT's own files, trained a little, and the UNet that it is merged into."""
+    torch.manual_seed(1)
+    given = {"r": 3, "lora_alpha": 5, "target_modules": ["conv1", "to_out.0"], **options}
+    model = get_peft_model(
+        UNet2DConditionModel.from_pretrained(student / "unet"), LoraConfig(**given)
+    )
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(folder / "start")
+    model.peft_config["default"].init_lora_weights = given.get("init_lora_weights", True)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight) * weight.requires_grad
+    model.save_pretrained(folder)
+    if isinstance(start := given.get("init_lora_weights"), str):
+        model.peft_config["default"].init_lora_weights = start
+        model.save_pretrained(
+            folder / "converted", path_initial_model_for_weight_conversion=folder / "start"
+        )
+    return folder / "adapter_model.safetensors", model.merge_and_unload()
+
+
+@pytest.mark.parametrize("options", [{"lora_bias": True}, {"use_dora": True}], ids=str)
+def test_what_pefts_files_hold_beside_matrices(
+    student: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    expected, ours = students.load(student, device="cpu"), students.load(student, device="cpu")
+    before = paint(ours)
+    file, expected.unet = pefts(student, tmp_path, **options)
+    load_loras(ours, [Lora(file)])
+    wanted = paint(expected)
+    assert (wanted - before).abs().max() > 1e-3
+    assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_changes_the_models_own_weights(
+    student: Path, tmp_path: Path, start: str
+) -> None:
+    """The matrices are then no difference from the model; converted by PEFT they are."""
+    file, merged = pefts(student, tmp_path, init_lora_weights=start, target_modules=["to_q"])
+    expected, ours = students.load(student, device="cpu"), students.load(student, device="cpu")
+    with pytest.raises(TiueError, match=f"from {start}, .*path_initial_model"):
+        load_loras(ours, [Lora(file)])
+    tensors = {
+        "unet." + name.removeprefix("base_model.model."): tensor
+        for name, tensor in load_file(file).items()
+    }
+    said = json.dumps({"unet.init_lora_weights": start, "unet.lora_alpha": 5, "unet.r": 3})
+    save_file(tensors, tmp_path / "b.safetensors", {"lora_adapter_metadata": said})
+    with pytest.raises(TiueError, match=f"from {start}"):
+        load_loras(ours, [Lora(tmp_path / "b.safetensors")])
+    expected.unet = merged
+    load_loras(ours, [Lora(tmp_path / "converted" / "adapter_model.safetensors")])
+    wanted = paint(expected)
+    assert (paint(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def modules_to_save(student: Path, folder: Path) -> tuple[Path, str]:
+    return pefts(student, folder, modules_to_save=["conv_in"])[0], "conv_in.bias"
+
+
+def biases(student: Path, folder: Path) -> tuple[Path, str]:
+    return pefts(student, folder, bias="lora_only")[0], "base_layer.bias"
+
+
+def beside(named: dict[str, Tensor], name: str, tensor: Tensor) -> Any:
+    def make(student: Path, folder: Path) -> tuple[Path, str]:
+        return helpers.write_lora(folder / "a.safetensors", {**named, name: tensor}), name
+
+    make.__name__ = name.rpartition(".")[2]
+    return make
+
+
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+FLAT = "lora_unet_" + ATTENTION.replace(".", "_")
+TO_Q = {name: one for name, one in helpers.kohya_lora_tensors().items() if FLAT in name}
+UNUSED = [
+    modules_to_save,
+    biases,
+    beside(helpers.lora_tensors(), f"unet.{ATTENTION}.dora_scale", torch.ones(32, 1)),
+    beside(helpers.kohya_lora_tensors(), "bundle_emb.zorb.clip_l", torch.ones(2, 32)),
+    beside(TO_Q, f"{FLAT}.diff", torch.ones(32, 32)),
+    beside({f"{FLAT}.diff": torch.ones(32, 32)}, f"{FLAT}.diff_b", torch.ones(32)),
+    beside(helpers.lora_tensors(), "unet.conv_in.lora_A.weight", torch.ones(2, 4).int()),
+]
+
+
+@pytest.mark.parametrize("make", UNUSED, ids=lambda make: make.__name__)
+def test_nothing_of_a_file_is_left_out_in_silence(student: Path, tmp_path: Path, make: Any) -> None:
+    file, name = make(student, tmp_path)
+    pipe = students.load(student, device="cpu")
+    before = paint(pipe)
+    with pytest.raises(TiueError, match=name.rpartition(f"{FLAT}.")[2]) as error:
+        load_loras(pipe, [Lora(file)])
+    assert "\n" not in str(error.value) and torch.equal(paint(pipe), before)
+
+
+OTHERS: dict[str, Any] = {
+    "diag-oft": {"algo": "diag-oft"},
+    "boft": {"algo": "boft"},
+    "glora": {"algo": "glora"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_of_lycoris_are_named(
+    student: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, kind, OTHERS[kind])
+    network = made(students.load(student, device="cpu").unet, kind)
+    save_file(
+        {k: v.detach().contiguous() for k, v in network.state_dict().items()},
+        tmp_path / "a.safetensors",
+    )
+    with pytest.raises(TiueError, match=r"a kind of LoRA that is not known \(.*(oft_blocks|a1)"):
+        load_loras(students.load(student, device="cpu"), [Lora(tmp_path / "a.safetensors")])
+
+
+def others_of_peft() -> dict[str, Any]:
+    import peft
+
+    target = {"target_modules": ["attn1.to_q"]}
+    return {
+        "VeRA": peft.VeraConfig(r=3, **target),
+        "LoHa": peft.LoHaConfig(r=3, **target),
+        "LoKr": peft.LoKrConfig(r=3, **target),
+        "OFT": peft.OFTConfig(oft_block_size=4, r=0, **target),
+        "IA3": peft.IA3Config(feedforward_modules=[], **target),
+        "AdaLoRA": peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, **target),
+    }
+
+
+@pytest.mark.parametrize("kind", ["VeRA", "LoHa", "LoKr", "OFT", "IA3", "AdaLoRA"])
+def test_other_kinds_of_peft_are_refused(student: Path, tmp_path: Path, kind: str) -> None:
+    unet = UNet2DConditionModel.from_pretrained(student / "unet")
+    get_peft_model(unet, others_of_peft()[kind]).save_pretrained(tmp_path)
+    with pytest.raises(TiueError, match="is not a LoRA that can be read") as error:
+        load_loras(
+            students.load(student, device="cpu"), [Lora(tmp_path / "adapter_model.safetensors")]
+        )
+    assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash, read_header, tensors_hash
-from .lora_names import MATRIX, in_shape, of_peft, recognisable
+from .lora_names import MATRIX, check_all_used, in_shape, of_peft, recognisable
 from .models import read_tensors
 
 
@@ -96,6 +96,7 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
 
 def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
     """Have diffusers load one file as adapter `name`, all of it."""
+    check_all_used(tensors, path)
     tensors = in_shape(pipe, of_peft(pipe, recognisable(tensors), path))
     layers = check_fit(pipe, path, tensors)
     try:
@@ -124,6 +125,10 @@ def _check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
             raise TiueError(f"{path} is broken ({name} holds NaN or infinity): use another file")
+        if not tensor.is_floating_point() and tensor.ndim > 1:
+            raise TiueError(
+                f"{path}: {name} holds integers, not weights: use a file in float16 or float32"
+            )
 
 
 def check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> dict[str, Callable[[], Any]]:

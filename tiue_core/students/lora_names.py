@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..io.files import safetensors_metadata
 from .folder import read_json
 from .original import unet_layers
 
-_UP = re.compile(r"\.(lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
+_UP = re.compile(r"\.(lora_B|lora\.up|lora_linear_layer\.up)\.(weight|bias)$")
 _ATTENTION = re.compile(
     r"(lora_te[12]?_)(.+_self_attn_)([qkv]|out)_proj\.lora_down\.weight"
 ).fullmatch
@@ -23,6 +23,10 @@ _SIZES = {
 }
 _PEFT = "base_model.model."
 MATRIX = re.compile(r"[._](lora_([AB]|down|up)|(lora_linear_layer|lora)\.(down|up))\.weight$")
+#: What diffusers takes beside the matrices; anything else it leaves out
+_BESIDE = re.compile(r"\.(alpha|lora_magnitude_vector(\.weight)?|lora_B\.bias)$")
+#: PEFT's ways to begin that change the model's own weights, which no file of matrices holds
+_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def recognisable(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -53,17 +57,45 @@ def of_peft(pipe: Any, tensors: dict[str, Any], path: Path) -> dict[str, Any]:
     """PEFT's own files (``base_model.model.LAYER...``) in diffusers' names, alpha / rank in B.
 
     Raises:
-        TiueError: the config that says alpha is not beside it.
+        TiueError: the config that says alpha is not beside it, or it says that the model was
+            another one.
     """
     if not all(name.startswith(_PEFT) for name in tensors):
         said = _adapter_metadata(path)
+        _check_start(said.values(), path)
         return _scaled(tensors, said) if said else tensors
     config = read_json(path.with_name("adapter_config.json"), "copy it from beside the LoRA")
+    _check_start([config], path)
     layers = {name: name.removeprefix(_PEFT) for name in tensors}
     part = _part_of(
         pipe, {re.split(r"\.lora_", layer)[0] for layer in layers.values()}, config, path
     )
     return _scaled({f"{part}.{layers[name]}": t for name, t in tensors.items()}, {part: config})
+
+
+def check_all_used(tensors: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file that holds more than matrices and what belongs to them.
+
+    Raises:
+        TiueError: it does; the first is named.
+    """
+    matrices = [name for name in tensors if MATRIX.search(name)]
+    others = [name for name in tensors if not MATRIX.search(name) and not _BESIDE.search(name)]
+    if matrices and others:
+        raise TiueError(
+            f"{path} holds {len(others)} tensors beside its matrices that would be left out, "
+            f"{min(others)} for one: save it as a plain LoRA"
+        )
+
+
+def _check_start(configs: Iterable[Mapping[str, Any]], path: Path) -> None:
+    for config in configs:
+        start = str(config.get("init_lora_weights", "")).lower()
+        if start.startswith(_CHANGING):
+            raise TiueError(
+                f"{path} was trained from {start}, which changes the model's own weights: save it "
+                "by PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+            )
 
 
 def _part_of(pipe: Any, layers: set[str], config: Mapping[str, Any], path: Path) -> str:
@@ -109,7 +141,8 @@ def _scaled(tensors: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]
         config = configs.get(part) or {}
         side = _UP.search(layer)
         if side and "lora_alpha" in config:
-            rank, plain = tensor.shape[1], layer[: side.start()]
+            plain, down = layer[: side.start()], name.removesuffix("bias").removesuffix("weight")
+            rank = tensors[f"{down}weight"].shape[1]
             alpha = _pattern(config.get("alpha_pattern"), plain, config["lora_alpha"])
             factor = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
             found[name] = (tensor.float() * factor).to(tensor.dtype) if factor != 1 else tensor

@@ -71,7 +71,13 @@ def merge(pipe: Any, tensors: Mapping[str, Tensor], strength: float, path: Path)
                 f"{path} is a kind of LoRA that is not known ({name}: {min(unknown)}): use a LoRA, "
                 "LoHa, LoKr, IA3 or full one"
             )
-        if not any(needed <= group.keys() for needed in _WHOLE):
+        kinds = [needed for needed in _WHOLE if needed <= group.keys()]
+        if len(kinds) > 1:
+            raise TiueError(
+                f"{path} is a kind of LoRA that is not known ({name} has both "
+                f"{min(kinds[0])} and {min(kinds[1])}): use a file of one kind"
+            )
+        if not kinds:
             raise TiueError(
                 f"{path} is not a LoRA that can be read ({name} has only "
                 f"{', '.join(sorted(group))}): use one in kohya's or diffusers' naming"
@@ -120,7 +126,9 @@ def _changed(layer: Any, group: dict[str, Tensor], strength: float) -> Iterator[
         added = merged * (magnitude / (norm + torch.finfo(torch.float32).eps)) - base
     yield weight, base + strength * added
     for name in ("diff_b", "b_norm"):
-        if name in group and layer.bias is not None:
+        if name in group:
+            if layer.bias is None:
+                raise KeyError(f"{name}, and it has no bias")
             yield layer.bias, layer.bias.detach().float() + strength * group[name].view(-1)
 
 
