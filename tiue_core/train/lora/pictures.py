@@ -5,6 +5,7 @@ Everything that can be wrong with it is found before training starts, and named.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -19,11 +20,20 @@ from PIL import Image, ImageOps
 from ...errors import TiueError
 from ...io.files import file_hash
 
-IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
-OTHERS = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")  #: not read
+IMAGES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif", ".bmp", ".tif"),
+    *(".tiff", ".gif", ".jp2", ".ppm"),
+)
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+OTHERS = (  #: named, not read
+    *(".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw", ".tga", ".dds"),
+    *(".exr", ".hdr", ".ico", ".icns", ".pcx", ".sgi", ".qoi", ".j2k", ".eps", ".pdf", ".parquet"),
+    *VIDEOS,
+)
 CAPTIONS = (".txt", ".caption")  #: beside an image; else `METADATA`'s, as data sets on the hub have
-METADATA = "metadata.jsonl"
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+METADATA = ("metadata.jsonl", "metadata.csv")
+OTHER_CAPTIONS = (".json", ".captions", ".cap", ".tags", ".md", ".yaml", ".yml", ".xml", ".csv")
 FEWEST = 3  #: from less, a LoRA learns the pictures and not what they have in common
 WIDEST = 2.0  #: the longest bucket, as long side by short side
 _NAMED = 5  #: files an error names before it only counts them
@@ -39,7 +49,7 @@ class Picture:
 
     def open(self) -> Image.Image:
         """RGB, upright, scaled to cover its bucket and cropped in the middle."""
-        with Image.open(self.path) as image:
+        with _opened(self.path) as image:
             upright = ImageOps.exif_transpose(_eight_bits(image))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
@@ -89,25 +99,30 @@ def read_pictures(folder: Path, trigger: str | None, *, side: int, multiple: int
             f"{folder} cannot be read ({error.strerror}): give a folder of images"
         ) from None
     files = [path for path in files if not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in IMAGES]
-    others = [path.name for path in files if path.suffix.lower() in OTHERS]
-    if others:
-        raise TiueError(f"{_names(others)} cannot be read: save as PNG or JPEG, or take away")
+    inside = [path.parent.name for path in folder.expanduser().glob("[!.]*/*") if _is_image(path)]
+    images = [path for path in files if _is_image(path)]
     if not images:
         raise TiueError(_nothing(folder, files))
+    others = [path.name for path in files if path not in images and _is_left_out(path)]
+    if others:
+        raise TiueError(f"{_names(others)} cannot be read: save as PNG or JPEG, or take away")
     twice = Counter(path.stem for path in images)
     same = [path.name for path in images if twice[path.stem] > 1]
     if same:
         raise TiueError(f"{_names(same)} would share one caption: rename all but one")
     found, broken, bare = [], [], []
-    said = _captions(files)
+    if inside := sorted({name for name in inside if not name.endswith(".run")}):
+        raise TiueError(f"pictures in {_names(inside)} are not read: move them up, or elsewhere")
+    said = _captions(files, {path.name for path in images})
     for path in images:
         try:
-            with Image.open(path) as image:
-                _eight_bits(image)
-                size = ImageOps.exif_transpose(image).size
+            with _opened(path) as image:
+                if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
+                    raise TiueError(f"{count} pictures in one")
+                size = ImageOps.exif_transpose(_eight_bits(image)).size
         except Exception as error:  # decoders raise whatever they like
-            broken.append(f"{path.name} ({type(error).__name__})")
+            why = str(error) if isinstance(error, TiueError) else type(error).__name__
+            broken.append(f"{path.name} ({why})")
             continue
         caption = _caption(path, said, trigger)
         if not caption:
@@ -150,45 +165,102 @@ def as_array(image: Image.Image) -> Any:
     return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)
 
 
+def _opened(path: Path) -> Image.Image:
+    """As one of `FORMATS` that this Pillow has; whatever its name, no other decoder sees it."""
+    Image.init()
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image, loaded; 16-bit grays scaled to 8, which PIL would cut off to white."""
+    """The image, loaded; 16-bit grays scaled to 8, which PIL would cut off to white.
+
+    Raises:
+        TiueError: floating-point or 32-bit pixels, of which nothing says what is white.
+    """
     image.load()
     if image.mode == "F":
-        raise ValueError("floating-point pixels")
+        raise TiueError("floating-point pixels")
     if not image.mode.startswith("I"):
         return image
     import numpy as np
 
     pixels = np.asarray(image).astype(np.float64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise TiueError("32-bit pixels")
     deep = image.mode != "I" or pixels.max() > 255
-    scaled = Image.fromarray((pixels / (257 if deep else 1)).round().clip(0, 255).astype(np.uint8))
+    scaled = Image.fromarray((pixels / (257 if deep else 1)).round().astype(np.uint8))
     scaled.info = dict(image.info)
+    clear = scaled.info.pop("transparency", None)  # the gray that is transparent, in 16 bits
+    if clear is not None:
+        scaled.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
     return scaled
 
 
-def _captions(files: list[Path]) -> dict[str, str]:
-    """Captions by an image's name or stem; a text file beside an image goes before `METADATA`."""
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES
+
+
+def _is_left_out(path: Path) -> bool:
+    """Whether a file is a picture, by its name or by its content, that would not be learned."""
+    if path.suffix.lower() in OTHERS:
+        return True
+    try:
+        with _opened(path):
+            return True
+    except Exception:  # no picture; decoders raise whatever they like
+        return False
+
+
+def _captions(files: list[Path], images: set[str]) -> dict[str, str]:
+    """Captions by an image's name or stem; a text file beside an image goes before `METADATA`.
+
+    Raises:
+        TiueError: one is in a file that is not read, or says nothing of an image that is here.
+    """
     said: dict[str, str] = {}
     for path in files:
-        if path.name == METADATA:
-            for line in _text(path).splitlines():
-                try:
-                    row = json.loads(line or "{}")
-                    text = row.get("text") or row.get("caption") or ""
-                    said[str(row.get("file_name"))] = str(text)
-                except (ValueError, AttributeError):
-                    raise TiueError(f"{path} is not JSON lines: repair it, or remove it") from None
+        for row in _rows(path) if path.name.lower() in METADATA else []:
+            name = row.get("file_name")
+            text = row.get("text", row.get("caption", 0))
+            if name not in images or not (text is None or isinstance(text, str)):
+                found = "no text" if name in images else "no image of that name is here"
+                raise TiueError(f"{path} says of {name!r:.80}: {found}: repair it, or remove it")
+            said[name] = text or ""
     for path in sorted(files, key=lambda path: path.suffix.lower() == ".txt"):  # which goes last
         if path.suffix.lower() in CAPTIONS:
             said[path.stem] = _text(path)
+    bare = {Path(name).stem for name in images if name not in said and Path(name).stem not in said}
+    for path in files:
+        if path.suffix.lower() in OTHER_CAPTIONS and path.stem in bare:
+            raise TiueError(
+                f"{path} is not read: write the caption into {path.stem}.txt, or take it away"
+            )
     return said
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """What a data set's own file says of each image."""
+    lines, table = _text(path).splitlines(keepends=True), path.suffix.lower() == ".csv"
+    rows: list[Any]
+    try:
+        rows = [*csv.DictReader(lines)] if table else [json.loads(x) for x in lines if x.strip()]
+    except (ValueError, csv.Error):
+        rows = [None]
+    if not all(isinstance(row, dict) for row in rows):
+        raise TiueError(
+            f"{path} is not {'CSV' if table else 'JSON lines'}: repair it, or remove it"
+        )
+    return rows
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # without the mark that some editors write
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors write
     except (OSError, UnicodeDecodeError):
-        raise TiueError(f"the caption {path} is not readable text: save it as UTF-8") from None
+        text = "\0"
+    if "\0" in text:  # UTF-16, whose letters may be valid UTF-8
+        raise TiueError(f"the caption {path} is not readable text: save it as UTF-8")
+    return text
 
 
 def _caption(path: Path, said: Mapping[str, str], trigger: str | None) -> str:
