@@ -184,7 +184,10 @@ class TiuePipeline(StudentPipeline):
         for text in dict.fromkeys(texts):
             warn_of_dropped_words(self.tokenizer, text, limit)
 
-        tokens = [tokenize(tokenizer, texts, limit) for tokenizer in self._tokenizers()]
+        tokens = [
+            tokenize(one, [self.maybe_convert_prompt(text, one) for text in prompts], limit)
+            for one in self._tokenizers()
+        ]
         pairs = [(one.input_ids, one.attention_mask) for one in tokens]
         rows = [zip(*pair, strict=True) for pair in pairs]
         told = zip(*([(*map(_bytes, one),) for one in each] for each in rows), strict=True)

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ..core.packed import ADDED, encode_ids
 from ..core.schedule import STEPS
 from .base import TiuePipeline
+from .inversions import only_safetensors
 
 
 class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: ignore[misc]
@@ -45,6 +46,13 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
         super().__init__(vae, text_encoder, tokenizer, unet, scheduler, steps, timesteps)
         self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: Any, *arguments: Any, **options: Any
+    ) -> None:
+        """As ``TiuePipeline.load_lora_weights``, of two text encoders."""
+        only_safetensors(pretrained_model_name_or_path_or_dict, options)
+        super().load_lora_weights(pretrained_model_name_or_path_or_dict, *arguments, **options)
 
     def fuse_lora(self, *arguments: Any, **options: Any) -> None:
         """As ``TiuePipeline.fuse_lora``, of two text encoders."""

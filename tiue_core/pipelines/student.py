@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -29,6 +29,7 @@ from ..students.resolve import find
 from ..students.single_file import read_single_file
 from ..students.vocabulary import Vocabulary
 from .checks import check_unet
+from .inversions import InversionLoader, only_safetensors
 from .memory import device_of, hooked
 from .remarks import Remarks, vocabulary_of
 from .text_cache import Embeddings
@@ -39,7 +40,7 @@ Self = TypeVar("Self", bound="StudentPipeline")
 class StudentPipeline(
     DiffusionPipeline,
     StableDiffusionMixin,
-    TextualInversionLoaderMixin,
+    InversionLoader,
     StableDiffusionLoraLoaderMixin,
 ):
     """The models of a one-pass text-to-image student.
@@ -212,6 +213,13 @@ class StudentPipeline(
     def vocabulary(self) -> Vocabulary:
         """The words that the student was trained on, where those are few."""
         return vocabulary_of(self)
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: Any, *arguments: Any, **options: Any
+    ) -> None:
+        """diffusers' own, of safetensors only."""
+        only_safetensors(pretrained_model_name_or_path_or_dict, options)
+        super().load_lora_weights(pretrained_model_name_or_path_or_dict, *arguments, **options)
 
     def unload_lora_weights(self, *arguments: Any, **options: Any) -> None:
         """diffusers' own, and the kinds that are merged (``students.lycoris``)."""
