@@ -149,6 +149,27 @@ def test_bad_folders_are_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_teacher_of_one_variant_alone(tmp_path: Path, variant: str) -> None:
+    import helpers_students as helpers
+    from diffusers import UNet2DConditionModel
+
+    from tiue_core.train.lora.run import load_teacher
+
+    folder = helpers.make_student(tmp_path / "teacher", fp16=variant == "fp16")
+    if variant == "bf16":
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        unet.save_pretrained(folder / "unet", variant="bf16")
+    theirs = UNet2DConditionModel.from_pretrained(folder / "unet", variant=variant)
+    recipe: Any = LoraRecipe(
+        student=str(folder), teacher=str(folder), out=tmp_path / "a.safetensors", images=tmp_path
+    )
+    ours = load_teacher(recipe, students.load(folder, device="cpu"), False).state_dict()
+    for name, tensor in theirs.float().state_dict().items():
+        assert torch.equal(ours[name], tensor)
+
+
 # --- training ------------------------------------------------------------------------------
 
 

@@ -108,7 +108,15 @@ def test_what_is_not_known_is_named(student: Path, tmp_path: Path) -> None:
         load_loras(pipe, [Lora(file)])
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 7}}])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"use_rslora": True},
+    {"alpha_pattern": {"to_q": 7}},
+    {"rank_pattern": {"to_q": 2}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_pefts_own_files(student: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(1)
     config = LoraConfig(
@@ -176,7 +184,7 @@ def test_a_lora_of_broken_numbers_is_named(student: Path, tmp_path: Path, fault:
     assert load_file(file)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 7}}])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_diffusers_own_metadata(student: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
@@ -282,7 +290,7 @@ def modules_to_save(student: Path, folder: Path) -> tuple[Path, str]:
 
 
 def biases(student: Path, folder: Path) -> tuple[Path, str]:
-    return pefts(student, folder, bias="lora_only")[0], "base_layer.bias"
+    return pefts(student, folder, bias="all")[0], "conv_in.bias"
 
 
 def beside(named: dict[str, Tensor], name: str, tensor: Tensor) -> Any:

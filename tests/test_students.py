@@ -619,3 +619,39 @@ def test_an_sdxl_checkpoint_is_refused(sd15: Path, tmp_path: Path) -> None:
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "xl.safetensors")
     message = refused(students.load, tmp_path / "xl.safetensors", device="cpu", base=sd15)
     assert "SDXL's sizes beside the prompt" in message
+
+
+@pytest.mark.parametrize("part", ["whole", "unet"])
+def test_a_base_says_which_timesteps(sd15: Path, copy: Path, tmp_path: Path, part: str) -> None:
+    """Those that the student was trained for; a checkpoint of another tool's has none."""
+    index = json.loads((copy / "model_index.json").read_text())
+    helpers.write_json(copy / "model_index.json", {**index, "timesteps": [999], "steps": 1})
+    tensors = helpers.single_file_tensors(sd15)
+    kept = {k: v.contiguous() for k, v in tensors.items() if part == "whole" or "diffusion" in k}
+    save_file(kept, tmp_path / "a.safetensors")
+    pipe = students.load(tmp_path / "a.safetensors", device="cpu", base=copy)
+    assert pipe.schedule().timesteps.tolist() == [999]
+
+
+def test_stable_diffusion_2_in_one_file(tmp_path: Path) -> None:
+    """OpenCLIP's names, and what its files have more than a student uses: a layer, a projection."""
+    from tiue_core.students.checkpoint import Parts, write
+
+    folder = helpers.make_student(tmp_path / "student", context=1024, linear=True)
+    file = write(Parts.of_folder(folder), tmp_path / "student.safetensors")
+    tensors, inside = load_file(file), "cond_stage_model.model."
+    layer = f"{inside}transformer.resblocks.0."
+    more = {k.replace(".0.", ".1.", 1): 2 * v for k, v in tensors.items() if k.startswith(layer)}
+    assert len(more) == 12
+    more |= {
+        f"{inside}logit_scale": torch.ones(()),
+        f"{inside}text_projection": torch.ones(1024, 1024),
+    }
+    save_file({**tensors, **more}, file)
+    expected = picture(students.load(folder, device="cpu"))
+    pipe = students.load(file, device="cpu", base=folder)
+    assert np.abs(picture(pipe) - expected).max() <= 1e-6
+    for name in ("transformer.resblocks.0.mlp.c_fc.bias", "ln_final.bias"):
+        lacking = {k: v for k, v in tensors.items() if k != inside + name}
+        save_file(lacking, file)
+        assert "lacks 1 of" in refused(students.load, file, device="cpu", base=folder)
