@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from place import BUILT_IN, HERE, ROOT, find
+from place import BUILT_IN, HERE, ROOT, Comfy, find
 from server import Prompt, Server, nodes_of, to_prompt
 
 from tiue_core.stickers.world import World
@@ -100,16 +100,16 @@ def inset(picture: Image.Image, small: Image.Image) -> Image.Image:
     return page
 
 
-def screenshots(server: Server) -> None:
+def screenshots(comfy: Comfy, server: Server) -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
     settings = {
         "TIUE_SERVER": server.url,
         "TIUE_CHROMIUM": os.environ.get("CHROMIUM") or shutil.which("chromium") or "",
         "TIUE_SCREENSHOTS": str(DOCS),
     }
-    command = [server.comfy.python, "-m", "pytest", "-q", "--override-ini", "addopts="]
+    command = [comfy.python, "-m", "pytest", "-q", "--override-ini", "addopts="]
     command += ["-p", "no:cacheprovider", "--confcutdir", ".", "check_page.py", "-k", "template"]
-    environment = {**server.comfy.environment, **settings}
+    environment = {**comfy.environment, **settings}
     subprocess.run(command, env=environment, cwd=HERE / "page", check=True)
 
 
@@ -146,7 +146,7 @@ def main() -> None:
             thumbnails(server, given.only, bool(given.lora))
             if given.page:
                 shutil.rmtree(base / "output")  # a prompt list that is done has nothing to show
-                screenshots(server)
+                screenshots(comfy, server)
 
 
 if __name__ == "__main__":
