@@ -85,6 +85,23 @@ def test_every_kind_of_lycoris_is_its_own_merge(student: Path, tmp_path: Path, k
     assert torch.equal(paint(ours), before)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_strength_is_so_far_between(student: Path, tmp_path: Path, kind: str) -> None:
+    """The weights without and with it, which are held against the tool at strength 1."""
+    network = made(students.load(student, device="cpu").unet, kind)
+    tensors = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    found = []
+    for given in (1.0, 0.3):
+        pipe = students.load(student, device="cpu")
+        before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+        load_loras(pipe, [Lora(tmp_path / "lora.safetensors", given)])
+        found.append(pipe.unet.state_dict())
+    for name, weight in before.items():
+        wanted = weight + 0.3 * (found[0][name] - weight)
+        assert (found[1][name] - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp(1e-3)
+
+
 def test_fused_it_stays(student: Path, tmp_path: Path) -> None:
     pipe = students.load(student, device="cpu")
     network = made(students.load(student, device="cpu").unet, "loha")
