@@ -21,11 +21,12 @@ for dora in (False, True):
         net, 1.0, algo="lora", linear_dim=2, linear_alpha=2.0, dora_wd=dora
     )
     before = net[0].weight.detach().clone()
+    module = network.loras[0]
     with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if "dora_scale" not in name:
-                weight.add_(torch.randn_like(weight))
-        module = network.loras[0]
+        network.apply_to()
+        for weight in (module.lora_up.weight, module.lora_down.weight):
+            weight.copy_(torch.randn_like(weight))
+        network.restore()
         added = module.lora_up.weight @ module.lora_down.weight
         network.merge_to(0.0)
     left = ((net[0].weight - before).norm() / added.norm()).item()
