@@ -386,3 +386,12 @@ def test_other_kinds_of_peft_are_refused(student: Path, tmp_path: Path, kind: st
             students.load(student, device="cpu"), [Lora(tmp_path / "adapter_model.safetensors")]
         )
     assert "\n" not in str(error.value)
+
+
+def test_ranks_that_do_not_fit_are_refused(student: Path, tmp_path: Path) -> None:
+    tensors = helpers.lora_tensors()
+    name = next(name for name in tensors if "to_q.lora_A" in name)
+    tensors[name] = torch.cat([tensors[name]] * 2)
+    file = helpers.write_lora(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(TiueError):
+        load_loras(students.load(student, device="cpu"), [Lora(file)])

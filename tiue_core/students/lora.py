@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash, read_header, tensors_hash
-from .lora_names import MATRIX, check_all_used, in_shape, of_peft, recognisable
+from .lora_names import MATRIX, check_all_used, in_shape, of_one_rank, of_peft, recognisable
 from .models import read_tensors
 
 
@@ -97,7 +97,7 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
 def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
     """Have diffusers load one file as adapter `name`, all of it."""
     check_all_used(tensors, path)
-    tensors = in_shape(pipe, of_peft(pipe, recognisable(tensors), path))
+    tensors = of_one_rank(in_shape(pipe, of_peft(pipe, recognisable(tensors), path)))
     layers = check_fit(pipe, path, tensors)
     try:
         with warnings.catch_warnings():  # peft warns of a second adapter, which is meant

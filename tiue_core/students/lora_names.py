@@ -186,5 +186,30 @@ def in_shape(pipe: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def of_one_rank(tensors: dict[str, Any]) -> dict[str, Any]:
+    """A model's matrices all of its largest rank, with zeros, where no alpha is beside them:
+    diffusers 0.36 scales those of another rank than most by the quotient of the two."""
+    found = {name: one for name, one in tensors.items() if MATRIX.search(name) and one.ndim > 1}
+    axes = {name: int(re.search(r"(lora_B|up)\.weight$", name) is not None) for name in found}
+    ranks: dict[str, set[int]] = {}
+    for name, axis in axes.items():
+        ranks.setdefault(MATRIX.sub("", name), set()).add(tensors[name].shape[axis])
+    broken = any(len(both) > 1 for both in ranks.values())  # which is found when it is loaded
+    if broken or any(name.endswith(".alpha") for name in tensors):
+        return tensors
+    most: dict[str, int] = {}
+    for name, axis in axes.items():
+        part = name.partition(".")[0]
+        most[part] = max(most.get(part, 0), tensors[name].shape[axis])
+    found = dict(tensors)
+    for name, axis in axes.items():
+        shape = list(tensors[name].shape)
+        shape[axis] = most[name.partition(".")[0]]
+        if shape[axis] != tensors[name].shape[axis]:
+            found[name] = tensors[name].new_zeros(shape)
+            found[name].narrow(axis, 0, tensors[name].shape[axis]).copy_(tensors[name])
+    return found
+
+
 def _flat(layer: str) -> str:
     return layer.replace(".", "_")
