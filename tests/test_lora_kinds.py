@@ -102,6 +102,29 @@ def test_a_strength_is_so_far_between(student: Path, tmp_path: Path, kind: str) 
         assert (found[1][name] - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp(1e-3)
 
 
+def test_the_pipelines_own_door_takes_what_the_command_line_does(
+    student: Path, tmp_path: Path
+) -> None:
+    """``load_lora_weights``: by diffusers alone a DoRA in LyCORIS' names is a plain LoRA."""
+    network = made(students.load(student, device="cpu").unet, "dora by output")
+    named = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
+    save_file(named, tmp_path / "pytorch_lora_weights.safetensors")
+    theirs, _ = pefts(student, tmp_path)
+    for file, given in ((tmp_path / "pytorch_lora_weights.safetensors", tmp_path), (theirs,) * 2):
+        door, line = students.load(student, device="cpu"), students.load(student, device="cpu")
+        before = paint(door)
+        load_loras(line, [Lora(file)])
+        door.load_lora_weights(given)
+        assert torch.equal(paint(door), paint(line)) and not torch.equal(paint(door), before)
+        door.unload_lora_weights()
+        assert torch.equal(paint(door), before)
+    door.load_lora_weights(theirs, adapter_name="zorb")
+    door.set_adapters(["zorb"], [0.0])
+    assert torch.equal(paint(door), before)
+    with pytest.raises(TiueError, match="zorb is loaded already"):
+        door.load_lora_weights(theirs, adapter_name="zorb")
+
+
 def test_fused_it_stays(student: Path, tmp_path: Path) -> None:
     pipe = students.load(student, device="cpu")
     network = made(students.load(student, device="cpu").unet, "loha")
@@ -337,9 +360,10 @@ def test_nothing_of_a_file_is_left_out_in_silence(student: Path, tmp_path: Path,
     file, name = make(student, tmp_path)
     pipe = students.load(student, device="cpu")
     before = paint(pipe)
-    with pytest.raises(TiueError, match=name.rpartition(f"{FLAT}.")[2]) as error:
-        load_loras(pipe, [Lora(file)])
-    assert "\n" not in str(error.value) and torch.equal(paint(pipe), before)
+    for load in (lambda: load_loras(pipe, [Lora(file)]), lambda: pipe.load_lora_weights(file)):
+        with pytest.raises(TiueError, match=name.rpartition(f"{FLAT}.")[2]) as error:
+            load()
+        assert "\n" not in str(error.value) and torch.equal(paint(pipe), before)
 
 
 OTHERS: dict[str, Any] = {

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..core.packed import ADDED, encode_ids
 from ..core.schedule import STEPS
+from ..students.lora import load_file
 from .base import TiuePipeline
 from .inversions import only_safetensors
 
@@ -48,11 +49,17 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
 
     def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict: Any, *arguments: Any, **options: Any
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        adapter_name: str | None = None,
+        *arguments: Any,
+        **options: Any,
     ) -> None:
         """As ``TiuePipeline.load_lora_weights``, of two text encoders."""
-        only_safetensors(pretrained_model_name_or_path_or_dict, options)
-        super().load_lora_weights(pretrained_model_name_or_path_or_dict, *arguments, **options)
+        source = pretrained_model_name_or_path_or_dict
+        only_safetensors(source, options)
+        if arguments or not load_file(self, source, adapter_name, options):
+            super().load_lora_weights(source, adapter_name, *arguments, **options)
 
     def fuse_lora(self, *arguments: Any, **options: Any) -> None:
         """As ``TiuePipeline.fuse_lora``, of two text encoders."""

@@ -24,6 +24,7 @@ from ..core.unet import SplitUNet
 from ..optimize.optimize import graph_runner, optimize
 from ..students import lycoris, portable
 from ..students.folder import READING, models_of
+from ..students.lora import load_file
 from ..students.models import load_components
 from ..students.resolve import find
 from ..students.single_file import read_single_file
@@ -215,11 +216,17 @@ class StudentPipeline(
         return vocabulary_of(self)
 
     def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict: Any, *arguments: Any, **options: Any
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        adapter_name: str | None = None,
+        *arguments: Any,
+        **options: Any,
     ) -> None:
-        """diffusers' own, of safetensors only."""
-        only_safetensors(pretrained_model_name_or_path_or_dict, options)
-        super().load_lora_weights(pretrained_model_name_or_path_or_dict, *arguments, **options)
+        """diffusers' own, of safetensors only; a file on this disk is used whole or refused."""
+        source = pretrained_model_name_or_path_or_dict
+        only_safetensors(source, options)
+        if arguments or not load_file(self, source, adapter_name, options):
+            super().load_lora_weights(source, adapter_name, *arguments, **options)
 
     def unload_lora_weights(self, *arguments: Any, **options: Any) -> None:
         """diffusers' own, and the kinds that are merged (``students.lycoris``)."""

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,57 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
             strengths.append(lora.strength)
             _load(pipe, tensors, lora.path, names[-1])
     except TiueError:  # nothing is left of those before it
-        known = {name for listed in pipe.get_list_adapters().values() for name in listed}
+        known = _adapters(pipe)
         if known & {*names}:
             pipe.delete_adapters([name for name in names if name in known])
         lycoris.restore(pipe, merged)
         raise
     if names:
         pipe.set_adapters(names, strengths)
+
+
+def load_file(pipe: Any, source: Any, name: str | None, options: Mapping[str, Any]) -> bool:
+    """What a pipeline's own ``load_lora_weights`` is asked for, if that is a file on this disk and
+    nothing more: the same checks as everywhere, the kinds that are merged too, at strength 1.
+
+    Args:
+        name: the adapter's.
+
+    Returns:
+        Whether it was loaded: anything else is for diffusers.
+
+    Raises:
+        TiueError: see ``load_loras``; nothing has changed.
+    """
+    if not isinstance(source, str | Path) or options.keys() - {"weight_name", "use_safetensors"}:
+        return False
+    path = Path(source)
+    if path.is_dir():
+        path /= options.get("weight_name") or "pytorch_lora_weights.safetensors"  # diffusers' own
+    if not path.is_file():
+        return False
+    from . import lycoris
+
+    tensors = read_tensors([path])
+    _check_numbers(tensors, path)
+    if lycoris.is_lycoris(tensors):
+        lycoris.merge(pipe, tensors, 1.0, path)
+        return True
+    known = _adapters(pipe)
+    name = name or next(n for i in count() if (n := f"default_{i}") not in known)
+    if name in known:
+        raise TiueError(f"a LoRA called {name} is loaded already: give another adapter_name")
+    try:
+        _load(pipe, tensors, path, name)
+    except TiueError:
+        if name in _adapters(pipe):
+            pipe.delete_adapters([name])
+        raise
+    return True
+
+
+def _adapters(pipe: Any) -> set[str]:
+    return {name for listed in pipe.get_list_adapters().values() for name in listed}
 
 
 def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
