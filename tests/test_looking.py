@@ -3,7 +3,6 @@ which schedule. Each against the slow way of the library it stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tiue_core.shared.layers import Bits, fingerprint, walk
 from tiue_core.shared.snapshot import Snapshot
 
 
-def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+def tensors_of(model: nn.Module) -> list[Tensor]:
     return Snapshot(model).tensors()
 
 
@@ -60,7 +59,31 @@ def test_scattered_and_empty_tensors_are_read_too() -> None:
 def test_modules_and_tensors_are_all_found(pipe: Any) -> None:
     for model in (pipe.unet, pipe.vae, pipe.text_encoder):
         assert set(walk(model)) == set(model.modules())
-        assert {id(t) for t in tensors_of(model)} == {id(t) for t in model.parameters()}
+        wanted = (*model.parameters(), *model.buffers())
+        assert {id(t) for t in tensors_of(model)} == {id(t) for t in wanted}
+
+
+OTHER_TENSORS = {
+    "a weight": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight + 1)),
+    "an equal one of one element": lambda m: m[1][0].register_buffer("scale", torch.ones(1)),
+    "a first one": lambda m: m[1][1].register_buffer("shift", torch.ones(3)),
+    "none": lambda m: m[0].register_parameter("bias", None),
+    "all, in another dictionary": lambda m: setattr(
+        m[0], "_parameters", {name: nn.Parameter(t + 1) for name, t in m[0]._parameters.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_TENSORS)
+def test_a_snapshots_tensors_are_those_of_now(change: str) -> None:
+    layers = _layers()
+    layers[1][0].register_buffer("scale", torch.ones(1))
+    snapshot = Snapshot(layers)
+    before = [*snapshot.tensors()]
+    OTHER_TENSORS[change](layers)
+    now = {id(t) for t in snapshot.tensors()}
+    assert now == {id(t) for t in (*layers.parameters(), *layers.buffers())}
+    assert now != {id(t) for t in before}
 
 
 def test_device_is_diffusers_own(pipe: Any) -> None:
