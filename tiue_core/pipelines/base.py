@@ -180,14 +180,13 @@ class TiuePipeline(StudentPipeline):
         # We name the words that do not fit; the tokenizer's own remark would only confuse.
         remark = "sequence-length-is-longer-than-the-specified-maximum"
         self.tokenizer.deprecation_warnings[remark] = True
-        texts = [self.maybe_convert_prompt(text, self.tokenizer) for text in prompts]
+        tokenizers = self._tokenizers()
+        words = [[self.maybe_convert_prompt(text, one) for text in prompts] for one in tokenizers]
+        texts = words[0]
         for text in dict.fromkeys(texts):
             warn_of_dropped_words(self.tokenizer, text, limit)
 
-        tokens = [
-            tokenize(one, [self.maybe_convert_prompt(text, one) for text in prompts], limit)
-            for one in self._tokenizers()
-        ]
+        tokens = [tokenize(*given, limit) for given in zip(tokenizers, words, strict=True)]
         pairs = [(one.input_ids, one.attention_mask) for one in tokens]
         rows = [zip(*pair, strict=True) for pair in pairs]
         told = zip(*([(*map(_bytes, one),) for one in each] for each in rows), strict=True)

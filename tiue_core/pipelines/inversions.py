@@ -18,6 +18,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from ..errors import TiueError
+from ..students.lora import check_numbers
 from ..students.models import read_tensors
 
 _FILE = "learned_embeds.safetensors"  # diffusers' own name
@@ -138,5 +139,4 @@ def _check(path: Path, name: str, vectors: Tensor, encoder: Any) -> None:
             f"{path} is an embedding for another model ({name} is {vectors.shape[-1]} wide, the "
             f"text encoder {width}): use one trained for this student's base model"
         )
-    if not bool(vectors.float().isfinite().all()):
-        raise TiueError(f"{path} is broken ({name} holds NaN or infinity): use another file")
+    check_numbers({name: vectors}, path)

@@ -13,9 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..core.packed import ADDED, encode_ids
 from ..core.schedule import STEPS
-from ..students.lora import load_file
 from .base import TiuePipeline
-from .inversions import only_safetensors
 
 
 class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: ignore[misc]
@@ -26,6 +24,8 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"  # type: ignore[assignment]
     added_conditions = ADDED
+    lora_loader = StableDiffusionXLLoraLoaderMixin
+    load_lora_weights = TiuePipeline.load_lora_weights  # which diffusers' own would stand before
     text_encoder_2: Any
     tokenizer_2: Any
 
@@ -47,19 +47,6 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
         super().__init__(vae, text_encoder, tokenizer, unet, scheduler, steps, timesteps)
         self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: Any,
-        adapter_name: str | None = None,
-        *arguments: Any,
-        **options: Any,
-    ) -> None:
-        """As ``TiuePipeline.load_lora_weights``, of two text encoders."""
-        source = pretrained_model_name_or_path_or_dict
-        only_safetensors(source, options)
-        if arguments or not load_file(self, source, adapter_name, options):
-            super().load_lora_weights(source, adapter_name, *arguments, **options)
 
     def fuse_lora(self, *arguments: Any, **options: Any) -> None:
         """As ``TiuePipeline.fuse_lora``, of two text encoders."""

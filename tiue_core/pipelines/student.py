@@ -56,6 +56,7 @@ class StudentPipeline(
 
     model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
     added_conditions: str | None = None  #: what the UNet wants beside the prompt
+    lora_loader: ClassVar[Any] = StableDiffusionLoraLoaderMixin  #: diffusers' own, of this layout
     layouts: ClassVar[dict[str, type[StudentPipeline]]] = {}  #: subclasses by what they add
     vae: Any
     text_encoder: Any
@@ -226,7 +227,7 @@ class StudentPipeline(
         source = pretrained_model_name_or_path_or_dict
         only_safetensors(source, options)
         if arguments or not load_file(self, source, adapter_name, options):
-            super().load_lora_weights(source, adapter_name, *arguments, **options)
+            self.lora_loader.load_lora_weights(self, source, adapter_name, *arguments, **options)
 
     def unload_lora_weights(self, *arguments: Any, **options: Any) -> None:
         """diffusers' own, and the kinds that are merged (``students.lycoris``)."""

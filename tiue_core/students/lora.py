@@ -71,7 +71,7 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     several, merged = _together(loras), len(getattr(pipe, "_merged", []))
     files = [read_tensors([lora.path]) for lora in several]
     for tensors, lora in zip(files, several, strict=True):
-        _check_numbers(tensors, lora.path)
+        check_numbers(tensors, lora.path)
     names: list[str] = []
     strengths: list[float] = []
     try:
@@ -118,7 +118,7 @@ def load_file(pipe: Any, source: Any, name: str | None, options: Mapping[str, An
     from . import lycoris
 
     tensors = read_tensors([path])
-    _check_numbers(tensors, path)
+    check_numbers(tensors, path)
     if lycoris.is_lycoris(tensors):
         lycoris.merge(pipe, tensors, 1.0, path)
         return True
@@ -166,7 +166,12 @@ def _together(loras: Sequence[Lora]) -> list[Lora]:
     return [Lora(path, strength) for path, strength in total.items()]
 
 
-def _check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
+def check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file of broken numbers, or of integers where weights belong.
+
+    Raises:
+        TiueError: one of its tensors holds them; it is named.
+    """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
             raise TiueError(f"{path} is broken ({name} holds NaN or infinity): use another file")

@@ -99,7 +99,6 @@ def read_pictures(folder: Path, trigger: str | None, *, side: int, multiple: int
             f"{folder} cannot be read ({error.strerror}): give a folder of images"
         ) from None
     files = [path for path in files if not path.name.startswith(".")]
-    inside = [path.parent.name for path in folder.expanduser().glob("[!.]*/*") if _is_image(path)]
     images = [path for path in files if _is_image(path)]
     if not images:
         raise TiueError(_nothing(folder, files))
@@ -111,7 +110,8 @@ def read_pictures(folder: Path, trigger: str | None, *, side: int, multiple: int
     if same:
         raise TiueError(f"{_names(same)} would share one caption: rename all but one")
     found, broken, bare = [], [], []
-    if inside := sorted({name for name in inside if not name.endswith(".run")}):
+    folders = {path.parent.name for path in folder.expanduser().glob("[!.]*/*") if _is_image(path)}
+    if inside := sorted(name for name in folders if not name.endswith(".run")):
         raise TiueError(f"pictures in {_names(inside)} are not read: move them up, or elsewhere")
     said = _captions(files, {path.name for path in images})
     for path in images:
