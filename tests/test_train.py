@@ -15,13 +15,8 @@ from tiue_core.core.forward_process import Noising, guided_ddim
 from tiue_core.errors import TiueError
 from tiue_core.train import vsd
 from tiue_core.train.critic import fool, tell_apart
-from tiue_core.train.loop import (
-    Average,
-    descend,
-    generator_for,
-    lr_lambda,
-    train,
-)
+from tiue_core.train.loop import Average, generator_for, train
+from tiue_core.train.optimizers import descend, lr_lambda
 from tiue_core.train.recipe import DistillRecipe, load_recipe
 from tiue_core.train.tasks.distill import DistillTask
 from tiue_core.train.vsd import normal_kl, plain

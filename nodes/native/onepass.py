@@ -23,7 +23,8 @@ from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...tiue_core.core.schedule import OneWaySchedule, cumulative_alphas
+from ...tiue_core.core.ddim import cumulative_alphas
+from ...tiue_core.core.schedule import OneWaySchedule
 from ...tiue_core.students.checkpoint import Made
 from . import checks, notes
 from .closed_form import Affine, SamplerOptions, answer, schedule_of, sigmas_of

@@ -149,7 +149,7 @@ def test_an_owner_may_have_students_optimized(
 def test_inside_has_a_slider_for_each_decoder(
     folder: Path, tmp_path: Path, given: dict, decoders: int
 ) -> None:
-    from tiue_core.app.state import decoders_of
+    from tiue_core.app.facts import decoders_of
 
     other = tmp_path / "other"
     shutil.copytree(folder, other)

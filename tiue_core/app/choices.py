@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from .state import Order, ServerConfig, size_of
+from .facts import size_of
+from .state import Order, ServerConfig
 
 NAMES = (
     *("student", "decoders", "width", "height"),

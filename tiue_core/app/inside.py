@@ -13,6 +13,7 @@ from PIL import Image
 
 from .broker import RequestBroker, told
 from .choices import Choices
+from .facts import decoders_of
 from .paint import (
     Picture,
     Stopwatch,
@@ -31,7 +32,7 @@ from .parts import (
     gallery,
 )
 from .parts import png_of as plain_png
-from .state import Order, ServerConfig, decoders_of
+from .state import Order, ServerConfig
 from .worker import Models
 
 SLIDERS = 8  # as many decoders have a slider; the paper studies K from 1 to 8

@@ -5,7 +5,6 @@ Visitors choose among what the owner offers. They never name a path or a hub id.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,10 @@ from ..core.arguments import DECODERS, GUIDED, whole_number
 from ..errors import TiueError
 from ..io.files import tensors_hash
 from ..io.record import guidance_record
-from ..pipelines import draft
 from ..students.lora import Lora
 from ..students.registry import REGISTRY
 from ..students.resolve import Source
+from .facts import has_draft
 
 SEED_LIMIT = 2**53 - 1  # what a browser counts exactly
 MODES = (*DECODERS, "draft")  # draft: fast, and a tiny decoder in the autoencoder's place
@@ -191,45 +190,6 @@ class ServerConfig:
         except OSError:
             raise TiueError(f"the LoRA {order.lora} is gone: choose another") from None
         return ((lora, _digest(lora.path, stat.st_mtime_ns, stat.st_size)),)
-
-
-def size_of(source: Source) -> tuple[int, int, int]:
-    """A student's own width and height in px, and px per latent, from its configs: it need not be
-    loaded. Of a single file nothing is known beforehand; 512 px then."""
-    try:
-        unet, vae = (
-            json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            for folder in (source.unet or source.path / "unet", source.path / "vae")
-        )
-        own, factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
-        height, width = own if isinstance(own, list) else (own, own)
-        return int(width * factor), int(height * factor), factor
-    except (OSError, ValueError, KeyError, TypeError):
-        return 512, 512, 8
-
-
-def decoders_of(source: Source) -> int:
-    """K of a student, from its index; the paper's 4 where it says nothing."""
-    try:
-        index = json.loads((source.path / "model_index.json").read_text(encoding="utf-8"))
-        times, steps = source.timesteps or index.get("timesteps"), index.get("steps")
-        return len(times) if times else int(steps or 4)
-    except (OSError, ValueError, TypeError):
-        return 4
-
-
-def has_draft(source: Source) -> bool:
-    """Whether a draft decoder for this student is on this machine."""
-    if (source.path / draft.FOLDER).is_dir():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        config = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
-        fits = math.isclose(config.get("scaling_factor", draft.SCALING), draft.SCALING)
-        return fits and isinstance(try_to_load_from_cache(draft.HUB_ID, "config.json"), str)
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def check_size(order: Order, own: tuple[int, int], factor: int, limits: Limits) -> Order:

@@ -47,19 +47,16 @@ two steps are one, (A, B) then (A', B') is (A' A, A' B + B'), and z_0 moves by n
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-from .arguments import DECODERS, one_of, whole
+from .arguments import DECODERS, one_of
+from .ddim import cumulative_alphas, ddim_of, listed, spaced
 
 STEPS = 4  # K of the paper's students
 SHARE = 0.01  # of the weight, that "fast" may move from a decoder to its neighbour
@@ -101,14 +98,14 @@ class OneWaySchedule:
             ValueError: the config is not one that DDIM can run, or the steps do not fit it.
         """
         one_of("decoders", decoders, DECODERS)
-        ddim = _ddim(scheduler_config)
+        ddim = ddim_of(scheduler_config)
         alphas_cumprod = cumulative_alphas(ddim)
         final = 1.0 if ddim.config.set_alpha_to_one else alphas_cumprod[0].item()
 
         if timesteps is None:
-            chosen, landings = _spaced(ddim, STEPS if steps is None else steps)
+            chosen, landings = spaced(ddim, STEPS if steps is None else steps)
         else:
-            chosen = _listed(timesteps, len(alphas_cumprod), steps)
+            chosen = listed(timesteps, len(alphas_cumprod), steps)
             landings = [*chosen[1:], -1]
 
         alphas = alphas_cumprod[chosen].tolist()
@@ -220,27 +217,6 @@ def _accurate(*dtypes: torch.dtype) -> torch.dtype:
     return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
-def cumulative_alphas(scheduler_config: Any) -> Tensor:
-    """alpha of every training timestep, (T,) float64, for each beta schedule that DDIM knows."""
-    config = _ddim(scheduler_config).config
-    T, first, last = config.num_train_timesteps, config.beta_start, config.beta_end
-    if config.trained_betas is not None:
-        betas = np.asarray(config.trained_betas, dtype=np.float64)
-    elif config.beta_schedule == "linear":
-        betas = np.linspace(first, last, T)
-    elif config.beta_schedule == "scaled_linear":  # linear in sqrt(beta)
-        betas = np.linspace(first**0.5, last**0.5, T) ** 2
-    else:  # squaredcos_cap_v2: alpha is a squared cosine, each beta capped at 0.999
-        bars = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.minimum(1 - bars[1:] / bars[:-1], 0.999)
-    alphas = torch.from_numpy(np.cumprod(1 - betas))
-
-    if config.rescale_betas_zero_snr:  # Lin et al. 2023, Algorithm 1: shift and stretch sqrt(alpha)
-        roots = alphas.sqrt()
-        alphas = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
-    return alphas
-
-
 def _step(prediction_type: str, alpha: float, next_alpha: float) -> tuple[float, float]:
     """A and B of one DDIM step z' = A z + B f (the table above); rows are read as x_0, eps."""
     signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
@@ -259,63 +235,3 @@ def _step(prediction_type: str, alpha: float, next_alpha: float) -> tuple[float,
         (x_z, x_f), (e_z, e_f) = (0.0, 1.0), (1 / noise, -signal / noise)
     next_signal, next_noise = math.sqrt(next_alpha), math.sqrt(1 - next_alpha)
     return next_signal * x_z + next_noise * e_z, next_signal * x_f + next_noise * e_f
-
-
-def _ddim(scheduler_config: Any) -> Any:
-    """A new DDIM scheduler from any config, checked for what the closed form needs."""
-    config = getattr(scheduler_config, "config", scheduler_config)
-    if not isinstance(config, Mapping):
-        raise ValueError(
-            f"a scheduler config is a mapping, not {type(config).__name__}: "
-            "give scheduler.config or the contents of scheduler_config.json"
-        )
-    known = inspect.signature(DDIMScheduler.__init__).parameters
-    config = {name: value for name, value in config.items() if name in known}
-    allowed = {
-        "prediction_type": ("epsilon", "v_prediction", "sample"),
-        "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-        "timestep_spacing": ("leading", "linspace", "trailing"),
-        "thresholding": (False,),
-    }
-    for name, values in allowed.items():
-        if config.get(name, values[0]) not in values:
-            raise ValueError(
-                f"the closed form cannot follow {name}={config[name]!r}: "
-                f"the scheduler config must have one of {', '.join(map(str, values))}"
-            )
-    betas = config.get("trained_betas")
-    if betas is not None:  # the betas know better than a default how many there are
-        config["num_train_timesteps"] = len(betas)
-    return DDIMScheduler.from_config(config)
-
-
-def _spaced(ddim: Any, steps: int) -> tuple[list[int], list[int]]:
-    """DDIM's K timesteps, and the timestep that each step lands on (negative: the final alpha).
-
-    DDIM lands T // K below where it stands, whatever the spacing. For "leading" that is the next
-    timestep; for "linspace" and uneven "trailing" it is not quite, and the stock loop is the law.
-    """
-    T = ddim.config.num_train_timesteps
-    steps = whole("steps", steps, 1, T + 1)
-    ddim.set_timesteps(steps)
-    # Rounding makes "trailing" emit one timestep too many, -1, for some K (61, 103, ...).
-    chosen = ddim.timesteps[:steps].tolist()
-    if chosen[0] >= T:
-        raise ValueError(
-            f"steps is {steps}: with steps_offset={ddim.config.steps_offset} the first timestep "
-            f"would be {chosen[0]}, past the last one trained, {T - 1}; take fewer steps"
-        )
-    return chosen, [t - T // steps for t in chosen]
-
-
-def _listed(timesteps: Sequence[int] | Tensor, T: int, steps: int | None) -> list[int]:
-    """Explicit timesteps, checked: whole numbers in [0, T), strictly descending."""
-    given = timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps
-    chosen = list(given) if isinstance(given, Sequence) else []
-    if not chosen or any(type(t) is not int or not 0 <= t < T for t in chosen):
-        raise ValueError(f"timesteps are {given!r}: give a list of whole numbers from 0 to {T - 1}")
-    if any(t <= after for t, after in pairwise(chosen)):
-        raise ValueError(f"timesteps are {chosen}: give them strictly descending, noisiest first")
-    if steps is not None and steps != len(chosen):
-        raise ValueError(f"steps is {steps} but {len(chosen)} timesteps are listed: leave one out")
-    return chosen

@@ -11,16 +11,15 @@ hangs on them (LoRA, attention processors, gradient checkpointing, FreeU) keeps 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
 from .schedule import weighted_sum
+from .unet_call import unet_call_context
 
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
 HELPERS = ("get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states")
@@ -283,34 +282,3 @@ def _rows(value: Any, B: int, K: int, part: slice) -> Any:
     elif isinstance(value, list | tuple):
         return type(value)(_rows(item, B, K, part) for item in value)
     return value
-
-
-@contextmanager
-def unet_call_context(
-    unet: Any, conditions: dict[str, Any], size: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    """Do what calling the UNet itself would do around its forward.
-
-    Offloading hooks on the whole UNet bring it to its device, tomesd's tells its blocks the size,
-    and ``scale`` in ``cross_attention_kwargs`` sets the LoRA strength. Yields the conditions
-    without ``scale``; ``size`` (H, W) is the latents'.
-    """
-    if getattr(unet, "_tome_info", None) is not None:
-        unet._tome_info["size"] = (size[0], size[1])
-    hook = getattr(unet, "_hf_hook", None)  # accelerate
-    if hook is not None:
-        hook.pre_forward(unet)
-    registry = getattr(unet, "_diffusers_hook", None)  # diffusers' group offloading
-    groups = [] if registry is None else list(registry.hooks.values())
-    for group in groups:
-        group.pre_forward(unet)
-
-    attention = dict(conditions.get("cross_attention_kwargs") or {})
-    strength = attention.pop("scale", 1.0)
-    scale_lora_layers(unet, strength)
-    try:
-        yield {**conditions, "cross_attention_kwargs": attention or None}
-    finally:
-        unscale_lora_layers(unet, strength)
-        for group in groups:
-            group.post_forward(unet, None)

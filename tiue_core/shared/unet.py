@@ -11,7 +11,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..core.packed import ADDED, PackedUNet, pooled_width, unpack
-from ..core.unet import HELPERS, Features, SplitUNet, unet_call_context
+from ..core.unet import HELPERS, Features, SplitUNet
+from ..core.unet_call import unet_call_context
 from .decoder import PARTS, Decoder
 from .exact import NotUnderstoodError
 from .layers import is_patched, state_of

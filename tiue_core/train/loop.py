@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,18 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import TiueError
 from . import checkpoint
-from .muon import Muon, groups
+from .optimizers import LossError, lr_lambda
+from .optimizers import adam as adam  # these five where they were
+from .optimizers import backward as backward
+from .optimizers import optimizer as optimizer
+from .optimizers import optimizer_step as optimizer_step
+from .optimizers import trainable as trainable
 from .recipe import Recipe
 
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that this loop has not
-BUCKET = 25_000_000  #: gradients a message between processes
-
-
-class LossError(TiueError):
-    """A loss that is no number. Raised before it moves a weight."""
 
 
 class Stopped(TiueError):
@@ -73,119 +72,10 @@ class Task(ABC):
 Estimate = Callable[[Any, Accelerator], list[str]]  #: of a task: lines on memory and time
 
 
-def lr_lambda(recipe: Recipe, step: int) -> float:
-    """Learning-rate factor in [0, 1]: linear warm-up, constant, linear decay to zero at the end."""
-    factor = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
-    if recipe.decay:
-        factor = min(factor, (recipe.steps - step) / (recipe.decay * recipe.steps))
-    return factor
-
-
 def generator_for(recipe: Recipe, step: int, process: int = 0) -> torch.Generator:
     """The generator of one update: its state depends on nothing that happened before."""
     seed = (recipe.seed * 1_000_003 + step) * 1_009 + process
     return torch.Generator().manual_seed(seed)
-
-
-def adam(
-    recipe: Recipe,
-    parameters: Iterable[nn.Parameter],
-    learning_rate: float | None = None,
-    *,
-    fused: bool | None = None,
-) -> torch.optim.Optimizer:
-    """The recipe's AdamW over what learns; without weight decay it is the authors' Adam."""
-    if recipe.optimizer == "adamw8bit":
-        if find_spec("bitsandbytes") is None:
-            raise TiueError("8-bit Adam needs bitsandbytes: pip install 'tiue[eightbit]'")
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(
-            list(parameters),
-            learning_rate or recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-        )
-    return torch.optim.AdamW(
-        parameters,
-        learning_rate or recipe.learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
-
-
-def optimizer(
-    recipe: Recipe, modules: Iterable[nn.Module], *, fused: bool | None = None
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all of the modules that learns."""
-    if recipe.optimizer == "muon":
-        return Muon(
-            groups(modules),
-            recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-        )
-    return adam(recipe, trainable(modules), fused=fused)
-
-
-def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Those parameters of the modules that learn."""
-    return [p for module in modules for p in module.parameters() if p.requires_grad]
-
-
-def descend(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
-    clip: float,
-) -> torch.Tensor:
-    """Backward, mean over processes, clip to norm ``clip``, step; returns the norm before."""
-    backward(accelerator, loss)
-    return optimizer_step(accelerator, optimizer, clip)
-
-
-def finite(loss: torch.Tensor) -> bool:
-    """Whether a loss is a number. In a rehearsal (``rehearsal``) there is none to look at."""
-    return isinstance(loss, FakeTensor) or bool(torch.isfinite(loss))
-
-
-def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
-    """Backward; a loss that is no number moves nothing."""
-    if not finite(loss):
-        raise LossError(
-            f"the loss is {loss.item()}: resume from the checkpoint with a lower learning rate, or "
-            "another precision"
-        )
-    accelerator.backward(loss)
-
-
-def optimizer_step(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, clip: float
-) -> torch.Tensor:
-    """Mean over processes, clip to norm ``clip``, step; returns the norm before."""
-    learned = [p for group in optimizer.param_groups for p in group["params"]]
-    if accelerator.num_processes > 1:
-        _mean_over_processes(accelerator, [p for p in learned if p.grad is not None])
-    norm = accelerator.clip_grad_norm_(learned, clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
-def _mean_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Gradients averaged, many in one message."""
-    bucket: list[nn.Parameter] = []
-    for index, parameter in enumerate(parameters):
-        bucket.append(parameter)
-        full = sum(p.numel() for p in bucket) >= BUCKET
-        if full or index + 1 == len(parameters):
-            grads = [p.grad for p in bucket if p.grad is not None]
-            flat = torch.cat([grad.float().flatten() for grad in grads])
-            flat = accelerator.reduce(flat, reduction="mean")
-            for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-                grad.copy_(mean.view_as(grad))
-            bucket = []
 
 
 class Average:
@@ -259,13 +149,13 @@ def train(
     networks = task.modules, shadows, task.optimizers
     scaler = accelerator.scaler
     start = checkpoint.load_latest(folder, *networks, about, scaler=scaler)
-    bases = {name: optimizer.param_groups[0]["lr"] for name, optimizer in task.optimizers.items()}
+    bases = {name: each.param_groups[0]["lr"] for name, each in task.optimizers.items()}
     if estimate and announce and start == 0 and accelerator.is_main_process:
         for line in estimate(task, accelerator):
             announce(line)
     task.prepare(accelerator)
-    for name, optimizer in task.optimizers.items():  # fp16 needs its scaler between the two
-        task.optimizers[name] = accelerator.prepare_optimizer(optimizer)
+    for name, each in task.optimizers.items():  # fp16 needs its scaler between the two
+        task.optimizers[name] = accelerator.prepare_optimizer(each)
     for module in averages.modules.values():
         module.to(accelerator.device)
     accelerator.init_trackers("")
@@ -280,8 +170,8 @@ def train(
         if stop():
             save(step)
             raise Stopped(f"stopped after {step} of {recipe.steps} updates")
-        for name, optimizer in task.optimizers.items():
-            for group in optimizer.param_groups:
+        for name, each in task.optimizers.items():
+            for group in each.param_groups:
                 group["lr"] = bases[name] * lr_lambda(recipe, step)
         process = 0 if task.shared_draws else accelerator.process_index
         try:

@@ -19,11 +19,7 @@ from ...io.files import safetensors_of, write_atomically
 from ...students.lora import check_fit
 from ...students.lora_names import recognisable
 from ..recipe import LoraRecipe
-
-
-def lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """What learns in a UNet with adapters, by name; the same names in teacher and student."""
-    return {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+from .adapters import lora_parameters
 
 
 def kohya_tensors(unet: nn.Module, alpha: float) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from ...core.packed import extra_rows, take_packed
 from ..pairs import Pairs
 from ..recipe import LoraRecipe
 from ..rehearsal import Alone, Live, default_dtype
-from .kohya import lora_parameters
+from .adapters import lora_parameters
 from .parts import Group, Parts, Prior
 from .stages import Stage, StudentStage, TransferStage
 

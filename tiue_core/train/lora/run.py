@@ -20,9 +20,11 @@ from ...students import resolve as students
 from ...students.folder import check_folder
 from ...students.lora import Lora, load_loras
 from ...students.models import load_unet
-from ..loop import LossError, Stopped, train
+from ..loop import Stopped, train
+from ..optimizers import LossError
 from ..recipe import LoraRecipe
-from .kohya import check_targets, lora_parameters, metadata_of, write
+from .adapters import lora_parameters
+from .kohya import check_targets, metadata_of, write
 from .memory import Estimate, estimate
 from .parts import make_parts
 from .pictures import Pictures, read_pictures

@@ -10,25 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...core.noise import draw_noise
-from ...errors import TiueError
 from ...io.files import read_header
 from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
 from ..grids import grid
-from ..loop import (
-    LossError,
-    Stopped,
-    Task,
-    adam,
-    descend,
-    finite,
-)
+from ..loop import Stopped, Task
+from ..optimizers import LossError, adam, descend, finite
 from ..pairs import Wanted, teacher_pairs
 from ..recipe import LoraRecipe
 from ..vsd import (
@@ -40,37 +32,12 @@ from ..vsd import (
     plain,
     score_distillation,
 )
-from .kohya import (
-    begin_with,
-    kohya_tensors,
-    lora_parameters,
-    write,
-)
+from .adapters import adapt, borrowed, lora_parameters
+from .kohya import begin_with, kohya_tensors, write
 from .parts import Group, Parts
 
 RESULT = "lora.safetensors"
 SAMPLES = 8  #: pictures of a sample: half of the new thing, half of what must stay
-
-
-def adapt(unet: Any, recipe: LoraRecipe) -> list[nn.Parameter]:
-    """Give a UNet fresh adapters, float32 whatever its weights are; returns what learns.
-
-    Raises:
-        TiueError: a target names no layer.
-    """
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets)
-    try:
-        unet.add_adapter(config)
-    except ValueError:
-        wanted = ", ".join(recipe.targets)
-        raise TiueError(f"no layer is called {wanted}: give names like to_q or conv1") from None
-    learned = list(lora_parameters(unet).values())
-    for parameter in learned:
-        parameter.data = parameter.data.float()
-    if recipe.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        unet.train()  # where diffusers looks whether to; nothing in these UNets drops out
-    return learned
 
 
 class Stage(Task):
@@ -310,30 +277,3 @@ class StudentStage(Stage):
 
     def _on_student(self) -> Any:
         return nullcontext()
-
-
-class borrowed:
-    """A student that carries a teacher's LoRA in its weights, for as long as the block lasts."""
-
-    def __init__(self, student: Any, teacher: Any):
-        self.deltas = deltas(teacher)
-        self.layers = dict(student.named_modules())
-
-    def __enter__(self) -> None:
-        self.kept = {name: self.layers[name].weight.data for name in self.deltas}
-        for name, delta in self.deltas.items():
-            weight = self.kept[name]
-            self.layers[name].weight.data = (weight.float() + delta).to(weight.dtype)
-
-    def __exit__(self, *_: object) -> None:
-        for name, weight in self.kept.items():
-            self.layers[name].weight.data = weight
-
-
-def deltas(unet: Any) -> dict[str, Tensor]:
-    """What each adapter adds to its layer's weight."""
-    return {
-        name: module.get_delta_weight(module.active_adapters[0]).detach()
-        for name, module in unet.named_modules()
-        if hasattr(module, "get_delta_weight") and module.active_adapters
-    }

@@ -21,7 +21,8 @@ from ..attention import written_out
 from ..critic import fool, tell_apart
 from ..decoder_teachers import PAINTED, FrozenEncoder, Guesses, Original, Painted, moments_of
 from ..grids import grid
-from ..loop import Task, adam, backward, descend, optimizer, optimizer_step
+from ..loop import Task
+from ..optimizers import adam, backward, descend, optimizer, optimizer_step
 from ..patches import PatchCritic, apart, edges
 from ..recipe import AutoencoderRecipe
 from ..widen import widened

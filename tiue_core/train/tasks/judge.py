@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from ...stickers.judge import Judge, labels, right
 from ...stickers.render import render_pool, to_unit
 from ...stickers.world import World
-from ..loop import Task, descend, optimizer
+from ..loop import Task
+from ..optimizers import descend, optimizer
 from ..recipe import JudgeRecipe
 from ..spoil import spoiled
 

@@ -27,7 +27,8 @@ from ...stickers.words import make_tokenizer
 from ...stickers.world import Scene, World
 from ..attention import written_out
 from ..grids import grid
-from ..loop import Task, descend, optimizer
+from ..loop import Task
+from ..optimizers import descend, optimizer
 from ..recipe import TeacherRecipe
 from .autoencoder import load_autoencoder
 
