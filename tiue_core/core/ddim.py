@@ -64,7 +64,7 @@ def cumulative_alphas(scheduler_config: Any) -> Tensor:
     return alphas
 
 
-def spaced(ddim: Any, steps: int) -> tuple[list[int], list[int]]:
+def ddim_timesteps(ddim: Any, steps: int) -> tuple[list[int], list[int]]:
     """DDIM's K timesteps, and the timestep that each step lands on (negative: the final alpha).
 
     DDIM lands T // K below where it stands, whatever the spacing. For "leading" that is the next
@@ -83,7 +83,7 @@ def spaced(ddim: Any, steps: int) -> tuple[list[int], list[int]]:
     return chosen, [t - T // steps for t in chosen]
 
 
-def listed(timesteps: Sequence[int] | Tensor, T: int, steps: int | None) -> list[int]:
+def checked_timesteps(timesteps: Sequence[int] | Tensor, T: int, steps: int | None) -> list[int]:
     """Explicit timesteps, checked: whole numbers in [0, T), strictly descending."""
     given = timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps
     chosen = list(given) if isinstance(given, Sequence) else []

@@ -56,7 +56,7 @@ import torch
 from torch import Tensor
 
 from .arguments import DECODERS, one_of
-from .ddim import cumulative_alphas, ddim_of, listed, spaced
+from .ddim import checked_timesteps, cumulative_alphas, ddim_of, ddim_timesteps
 
 STEPS = 4  # K of the paper's students
 SHARE = 0.01  # of the weight, that "fast" may move from a decoder to its neighbour
@@ -103,9 +103,9 @@ class OneWaySchedule:
         final = 1.0 if ddim.config.set_alpha_to_one else alphas_cumprod[0].item()
 
         if timesteps is None:
-            chosen, landings = spaced(ddim, STEPS if steps is None else steps)
+            chosen, landings = ddim_timesteps(ddim, STEPS if steps is None else steps)
         else:
-            chosen = listed(timesteps, len(alphas_cumprod), steps)
+            chosen = checked_timesteps(timesteps, len(alphas_cumprod), steps)
             landings = [*chosen[1:], -1]
 
         alphas = alphas_cumprod[chosen].tolist()
