@@ -46,14 +46,14 @@ def changed(world: World, scene: Scene, what: str) -> Scene:
 
 
 def outline(images: Tensor) -> Tensor:
-    ground = torch.stack([matcher._ground(image) for image in images])
+    ground = torch.stack([matcher.ground(image) for image in images])
     return (images - ground[:, :, None, None]).abs().amax(1) > matcher.DIFFERS
 
 
 def row(name: str, world: World, images: Tensor, drawn: Tensor, asked: list[Scene]) -> None:
     images = images.clamp(-1, 1)
     right = matcher.match(world, images, asked).right.float().mean()
-    grounds = [matcher._nearest(matcher._ground(image)) for image in images]
+    grounds = [matcher.nearest_background(matcher.ground(image)) for image in images]
     background = sum(g == a.background for g, a in zip(grounds, asked, strict=True)) / len(asked)
     ours, theirs = outline(images), outline(drawn)
     place = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2)).clamp(min=1)

@@ -74,7 +74,7 @@ def test_specks_and_a_flat_picture_are_no_thing() -> None:
 
 
 def test_templates_are_drawn_once_a_background() -> None:
-    matcher._templates.cache_clear()
+    matcher.templates.cache_clear()
     scenes = ONE.scenes(12, 7)
     match(ONE, to_unit(render(scenes)), scenes)
-    assert matcher._templates.cache_info().misses <= ONE.backgrounds
+    assert matcher.templates.cache_info().misses <= ONE.backgrounds

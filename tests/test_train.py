@@ -14,7 +14,7 @@ from torch import nn
 from tiue_core.core.forward_process import Noising, guided_ddim
 from tiue_core.errors import TiueError
 from tiue_core.train import vsd
-from tiue_core.train.critic import fool, tell_apart
+from tiue_core.train.critic import both_seen, criticism, fool, tell_apart
 from tiue_core.train.loop import Average, generator_for, train
 from tiue_core.train.optimizers import descend, lr_lambda
 from tiue_core.train.recipe import DistillRecipe, load_recipe
@@ -100,8 +100,10 @@ def test_imitation_regresses_onto_diffusers_own_loop(recipe: DistillRecipe) -> N
         task.teacher, task.pipeline.scheduler, noise, embeds, steps=4, guidance=recipe.guidance
     )
     predictions = torch.zeros(4, *noise.shape)
-    with_right = task._imitation(predictions, z, noise, embeds)
-    with_wrong = task._imitation(predictions, z + 1, noise, embeds)
+    given = (task.accelerator, task.teacher, task.schedule)
+    last = (noise, embeds, recipe.guidance)
+    with_right = vsd.imitation(*given, (predictions, z), *last)
+    with_wrong = vsd.imitation(*given, (predictions, z + 1), *last)
     assert abs(with_wrong - with_right - 1) <= 1e-3
 
 
@@ -163,6 +165,12 @@ def test_a_lost_file_of_pairs_is_made_again(recipe: DistillRecipe) -> None:
     assert torch.equal(first.latents, again.latents) and torch.equal(first.noise, again.noise)
 
 
+def both_seen_by(task: DistillTask, fake: Any, real: Any, embeds: Any, seed: int) -> Any:
+    levels = task.recipe.critic_range
+    sides = (fake, embeds), (real, embeds)
+    return both_seen(task._seen, task.noising, *sides, generator(seed), levels)
+
+
 def test_the_critic_learns_and_the_student_follows_it(recipe: DistillRecipe) -> None:
     task = task_for(recipe.model_copy(update=PAIRED))
     real = torch.randn(4, *task.shape, generator=generator(5))
@@ -170,8 +178,8 @@ def test_the_critic_learns_and_the_student_follows_it(recipe: DistillRecipe) -> 
     embeds = torch.randn(4, 16, 32, generator=generator(6))
 
     def judged(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = task._both_seen(fake, real, embeds, embeds, generator(step))
-        return task._criticism(*seen, embeds, embeds)
+        seen = both_seen_by(task, fake, real, embeds, step)
+        return criticism(task.modules["critic"], *seen, embeds, embeds)
 
     losses = []
     for step in range(60):
@@ -200,7 +208,7 @@ def test_perception_is_the_teachers(recipe: DistillRecipe) -> None:
     real = torch.randn(4, *task.shape, generator=generator(5))
     fake = (real + 0.5 * torch.randn(real.shape, generator=generator(6))).requires_grad_()
     embeds = torch.randn(4, 16, 32, generator=generator(7))
-    loss = vsd.perceptual(*task._both_seen(fake, real, embeds, embeds, generator(0)))
+    loss = vsd.perceptual(*both_seen_by(task, fake, real, embeds, 0))
     loss.backward()
     assert fake.grad is not None and (fake.grad * (fake - real)).sum() > 0
     assert all(p.grad is None for p in task.teacher.parameters())

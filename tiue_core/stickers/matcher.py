@@ -61,20 +61,25 @@ def match(world: World, images: Tensor, scenes: list[Scene]) -> Match:
 
 def _one(world: World, image: Tensor, scene: Scene) -> tuple[bool, float, float]:
     asked = [thing.kind for thing in scene.things]
-    difference = image.float() - _ground(image)[:, None, None]
-    parts = [difference] if len(asked) == 1 else _halves(difference)
-    templates = _templates(world, _nearest(_ground(image)))
-    fits = torch.stack([_fits(part, templates) for part in parts])  # (parts, templates)
+    rim = ground(image)
+    difference = image.float() - rim[:, None, None]
+    parts = [difference] if len(asked) == 1 else halves(difference)
+    known = templates(world, nearest_background(rim))
+    fit = torch.stack([fits(part, known) for part in parts])  # (parts, templates)
     names = world.kind_names
-    best = torch.stack([fits[:, templates.kinds == k].amax(1) for k in range(len(names))], 1)
+    best = torch.stack([fit[:, known.kinds == k].amax(1) for k in range(len(names))], 1)
     found = [names[int(row.argmax())] for row in best]
-    wanted = [names.index(kind) for kind in asked]
-    order = max(permutations(wanted), key=lambda kinds: _worst(best, kinds))  # left and right
+    order = likeliest_order(best, [names.index(kind) for kind in asked])  # left and right
     energies = []
     for part, kind in enumerate(order):
-        own = torch.where(templates.kinds == kind, fits[part], fits.new_tensor(-2.0)).argmax()
-        energies.append(float(_energy(_box(parts[part])) / _energy(templates.boxes[own])))
+        own = torch.where(known.kinds == kind, fit[part], fit.new_tensor(-2.0)).argmax()
+        energies.append(float(_energy(_box(parts[part])) / _energy(known.boxes[own])))
     return sorted(found) == sorted(asked), _worst(best, order), sum(energies) / len(energies)
+
+
+def likeliest_order(best: Tensor, kinds: list[int]) -> tuple[int, ...]:
+    """The kinds asked for, a part each, so that the worst of the fits is the best."""
+    return max(permutations(kinds), key=lambda order: _worst(best, order))
 
 
 def _worst(best: Tensor, kinds: tuple[int, ...]) -> float:
@@ -82,7 +87,7 @@ def _worst(best: Tensor, kinds: tuple[int, ...]) -> float:
     return min(float(best[part, kind]) for part, kind in enumerate(kinds))
 
 
-def _ground(image: Tensor) -> Tensor:
+def ground(image: Tensor) -> Tensor:
     """The median colour of the rim (3,)."""
     rim = torch.cat(
         [
@@ -96,13 +101,13 @@ def _ground(image: Tensor) -> Tensor:
     return rim.float().median(1).values
 
 
-def _nearest(ground: Tensor) -> str:
+def nearest_background(ground: Tensor) -> str:
     """The background whose colour is nearest."""
     colours = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
     return list(BACKGROUNDS)[int((colours - ground.cpu()).square().sum(1).argmin())]
 
 
-def _halves(difference: Tensor) -> list[Tensor]:
+def halves(difference: Tensor) -> list[Tensor]:
     """Two things part at the emptiest column near the middle; the rest of each half is ground."""
     ink = difference.abs().amax(0).sum(0)
     column = min(GAP, key=lambda c: (float(ink[c]), abs(c - SIZE // 2)))
@@ -111,18 +116,26 @@ def _halves(difference: Tensor) -> list[Tensor]:
     return [left, right]
 
 
-def _box(difference: Tensor) -> Tensor:
-    """The foreground (3, SIDE, SIDE) of a picture minus its ground; all where none differs."""
+def box(difference: Tensor) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of a picture minus its ground; of all where none differs."""
     mask = (difference.abs().amax(0) > DIFFERS).float()
     mask = F.avg_pool2d(mask[None, None], 3, 1, 1)[0, 0] > 0.5  # lone pixels are no foreground
     mask[:RIM], mask[-RIM:], mask[:, :RIM], mask[:, -RIM:] = False, False, False, False
     rows, columns = (mask.sum(1) >= INK).nonzero(), (mask.sum(0) >= INK).nonzero()
-    if len(rows) and len(columns):
-        top, bottom = int(rows[0]), int(rows[-1]) + 1
-        left, right = int(columns[0]), int(columns[-1]) + 1
-        difference = difference[:, top:bottom, left:right]
+    if not (len(rows) and len(columns)):
+        return 0, difference.shape[1], 0, difference.shape[2]
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def _box(difference: Tensor) -> Tensor:
+    """The foreground (3, SIDE, SIDE) of a picture minus its ground."""
+    top, bottom, left, right = box(difference)
     return F.interpolate(
-        difference[None], (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+        difference[None, :, top:bottom, left:right],
+        (SIDE, SIDE),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
     )[0]
 
 
@@ -137,22 +150,26 @@ def _normal(boxes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Templates:
+class Templates:
+    """``boxes`` (N, 3, SIDE, SIDE) of ``things``, ``normal`` (N, D), and each one's kind (N,)."""
+
+    things: tuple[Thing, ...]
+    extents: Tensor  #: (N, 2), height and width of the boxes, pixels
     boxes: Tensor
     normal: Tensor
     kinds: Tensor
 
 
-def _fits(difference: Tensor, templates: _Templates) -> Tensor:
+def fits(difference: Tensor, templates: Templates) -> Tensor:
     return templates.normal @ _normal(_box(difference)[None])[0]
 
 
 @lru_cache(maxsize=16)
-def _templates(world: World, background: str) -> _Templates:
+def templates(world: World, background: str) -> Templates:
     """Every glyph of the world, mirrored and tilted, on a background's mean colour."""
-    boxes, kinds = [], []
+    things, extents, boxes, kinds = [], [], [], []
     colour = BACKGROUNDS[background]
-    ground = torch.tensor(colour)[:, None, None] / 127.5 - 1
+    flat = torch.tensor(colour)[:, None, None] / 127.5 - 1
     for index, kind in enumerate(world.kind_names):
         for glyph in KINDS[kind]:
             for mirror in (False, True):
@@ -160,7 +177,12 @@ def _templates(world: World, background: str) -> _Templates:
                     thing = Thing(kind, glyph, SIZE / 2, SIZE / 2, 88, tilt, mirror)
                     scene = Scene((thing,), background, colour, "")
                     drawn = to_unit(render([scene]))[0]
-                    boxes.append(_box(drawn - ground))
+                    top, bottom, left, right = box(drawn - flat)
+                    things.append(thing)
+                    extents.append((bottom - top, right - left))
+                    boxes.append(_box(drawn - flat))
                     kinds.append(index)
     stacked = torch.stack(boxes)
-    return _Templates(stacked, _normal(stacked), torch.tensor(kinds))
+    return Templates(
+        tuple(things), torch.tensor(extents), stacked, _normal(stacked), torch.tensor(kinds)
+    )

@@ -56,6 +56,7 @@ TEMPLATES = (
 
 SIZE = 128  #: side of a scene in pixels
 GLYPH_SIZE = 109  #: the only strike the font holds
+TILT = 15  #: degrees, at most
 SHADE = 8  #: a background's colour varies by this much around its mean
 FONT_FILES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -90,7 +91,7 @@ class Scene:
         """The scene as a ``SIZE`` x ``SIZE`` RGB image."""
         canvas = Image.new("RGB", (SIZE, SIZE), self.colour)
         for thing in self.things:
-            stamp = _glyph(thing.glyph)
+            stamp = glyph_image(thing.glyph)
             scale = thing.size / max(stamp.size)
             if thing.mirror:
                 stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -157,18 +158,27 @@ def join(kinds: list[str]) -> str:
     return " and ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds)
 
 
+def sizes(count: int) -> tuple[int, int]:
+    """The smallest and largest size of a thing that is one of ``count``."""
+    return (70, 104) if count == 1 else (50, 62)
+
+
+def places(size: float, index: int, count: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where the centre of a thing of this size may lie: from and to, of x and of y."""
+    reach = size / 2 + 4  # tilt may widen the glyph by a few pixels
+    low, high = index * SIZE / count, (index + 1) * SIZE / count
+    middle = (low + high) / 2
+    return (min(low + reach, middle), max(high - reach, middle)), (reach, SIZE - reach)
+
+
 def _place(kinds: list[str], rng: random.Random) -> tuple[Thing, ...]:
     """One big thing anywhere, or two smaller ones side by side."""
-    single = len(kinds) == 1
     things = []
     for index, kind in enumerate(kinds):
-        size = rng.uniform(70, 104) if single else rng.uniform(50, 62)
-        reach = size / 2 + 4  # tilt may widen the glyph by a few pixels
-        low, high = (0, SIZE) if single else (index * SIZE / 2, (index + 1) * SIZE / 2)
-        middle = (low + high) / 2
-        x = rng.uniform(min(low + reach, middle), max(high - reach, middle))
-        y = rng.uniform(reach, SIZE - reach)
-        tilt, mirror = rng.uniform(-15, 15), rng.random() < 0.5
+        size = rng.uniform(*sizes(len(kinds)))
+        columns, rows = places(size, index, len(kinds))
+        x, y = rng.uniform(*columns), rng.uniform(*rows)
+        tilt, mirror = rng.uniform(-TILT, TILT), rng.random() < 0.5
         things.append(Thing(kind, rng.choice(KINDS[kind]), x, y, size, tilt, mirror))
     return tuple(things)
 
@@ -185,7 +195,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=512)
-def _glyph(glyph: str) -> Image.Image:
+def glyph_image(glyph: str) -> Image.Image:
     """The glyph, cropped to its ink, RGBA."""
     stamp = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(stamp).text((10, 10), glyph, font=_font(), embedded_color=True)

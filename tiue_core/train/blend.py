@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +42,15 @@ def blend(one: Path, other: Path, share: float, out: Path) -> None:
         for name, weight in own.items():
             weight.lerp_(others[name].to(weight.dtype), share)
     pipe.save_pretrained(out)
+
+
+def inherit(student: Any, heir: Any, taught_by: Any) -> None:
+    """Add to ``student`` what the UNet ``heir`` learned beyond the one it was made from (a
+    difference of weights, arXiv:2212.04089); all three of one layout."""
+    own, before = heir.state_dict(), taught_by.state_dict()
+    student.load_state_dict(
+        {name: w + own[name] - before[name] for name, w in student.state_dict().items()}
+    )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ same prompts: no image is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ..core.forward_process import Noising
+from .draws import Source
+from .vsd import noise_like
 
 
 class Critic(nn.Module):
@@ -52,3 +56,41 @@ def tell_apart(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
 def fool(fake: Sequence[Tensor]) -> Tensor:
     """The student's side of it: the mean score, to be raised."""
     return -torch.stack([f.float().mean() for f in fake]).mean()
+
+
+def both_seen(
+    see: Callable[[Tensor, Tensor, Tensor], list[Tensor]],
+    noising: Noising,
+    fake: tuple[Tensor, Tensor],
+    real: tuple[Tensor, Tensor],
+    source: Source,
+    levels: tuple[int, int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the teacher sees in the student's latents and in the real side, both noised alike, so
+    details count too.
+
+    Args:
+        see: (noised latents, timesteps, prompt_embeds) -> feature maps.
+        fake, real: latents (B, C, h, w) and their prompt_embeds (B, N, D).
+    """
+    timesteps, noise = noise_like(fake[0], source, levels)
+    seen = see(noising.add(fake[0], noise, timesteps), timesteps, fake[1])
+    with torch.no_grad():
+        return seen, see(noising.add(real[0], noise, timesteps), timesteps, real[1])
+
+
+def criticism(
+    critic: nn.Module,
+    fake: Sequence[Tensor],
+    real: Sequence[Tensor],
+    prompt_embeds: Tensor,
+    asked: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The student's loss and the critic's, of what the teacher sees in both."""
+    prompt = prompt_embeds.float().mean(1)
+    seen = critic(real, asked.float().mean(1))
+    told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
+    critic.requires_grad_(False)  # the student's loss must not move it
+    fooled = fool(critic(fake, prompt))
+    critic.requires_grad_(True)
+    return fooled, told

@@ -141,6 +141,7 @@ class _Rehearsed(DistillTask):
         embeds = torch.empty(shape, device=device, dtype=kind)
         some = torch.empty(count, *self.shape)
         self.pairs = Pairs(torch.zeros(count, dtype=torch.int64), some, some)
+        self.nearest_scenes = lambda latents, rows: torch.empty_like(latents)  # type: ignore[assignment]
         self.real_images = RealImages(torch.zeros(count, shape[1], dtype=torch.int64), some)
         self.embeds = _Embeds(embeds)  # type: ignore[assignment]
         self.clip = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,25 @@ def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) 
         partial.replace(file)
     accelerator.wait_for_everyone()
     return RealImages(tokens, load_file(file)["latents"].float())
+
+
+def with_images(
+    images: RealImages,
+    share: float,
+    painted: Tensor | None,
+    prompt_embeds: Tensor,
+    embed: Callable[[Tensor], Tensor],
+    source: Source,
+) -> tuple[Tensor, Tensor]:
+    """Latents and prompt_embeds of which ``share`` are images, the rest what the teacher painted
+    (B, C, h, w) for ``prompt_embeds`` (B, N, D)."""
+    batch = len(prompt_embeds)
+    count = max(1, round(share * batch))
+    tokens, latents = images.draw(count, source)
+    embeds, latents = embed(tokens).to(prompt_embeds.device), latents.to(prompt_embeds.device)
+    if painted is None or count == batch:
+        return latents, embeds
+    return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
 
 
 def captions_of(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.forward_process import Noising, guided
+from ..core.forward_process import Noising, ddim_loop, guided
 from ..core.one_pass import one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import SplitUNet
@@ -59,6 +59,33 @@ def score_distillation(
     wanted, made = (noising.noise_in(one, noisy, timesteps) for one in (wanted, made))
     gradient = torch.nan_to_num((1 - noising.alpha(timesteps)) * (wanted - made))
     return 0.5 * (latents - (latents - gradient).detach()).square().mean()
+
+
+def imitation(
+    accelerator: Accelerator,
+    teacher: Any,
+    schedule: OneWaySchedule,
+    passed: tuple[Tensor, Tensor],
+    noise: Tensor,
+    prompt_embeds: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Regression onto the teacher's guided DDIM loop over the same K timesteps and noise.
+
+    A quick way from "the encoder has never been shared" to where VSD starts to matter.
+
+    Args:
+        passed: the K predictions (K, B, C, h, w) and z_0 (B, C, h, w).
+        prompt_embeds: (2B, N, D), the empty prompts first.
+    """
+
+    def predict(z: Tensor, timestep: Tensor) -> Tensor:
+        return guided(teacher, z, timestep.to(z.device), prompt_embeds, guidance)
+
+    with torch.no_grad(), accelerator.autocast(), plain(teacher):
+        wanted, z = ddim_loop(predict, schedule, noise)
+    predictions, latents = passed
+    return (predictions - wanted).square().mean() + (latents - z).square().mean()
 
 
 def denoising(

@@ -28,7 +28,7 @@ from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from ...core.forward_process import Noising, ddim_loop, guided, sequential
+from ...core.forward_process import Noising, sequential
 from ...core.packed import extra_rows, split, take_packed
 from ...core.schedule import OneWaySchedule
 from ...core.unet import SplitUNet
@@ -37,28 +37,24 @@ from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
 from ...students.models import load_model
 from ..attention import written_out
+from ..blend import inherit
 from ..card import card
 from ..clip_term import ClipTerm
-from ..critic import Critic, fool, tell_apart
-from ..draws import (
-    Draws,
-    Source,
-    integers,
-    normal,
-    uniform,
-)
+from ..critic import Critic, both_seen, criticism
+from ..draws import Draws, Source, integers, normal, uniform
 from ..embeds import Embeds
 from ..grids import grid
 from ..loop import Task, adam, backward, optimizer, optimizer_step, trainable
 from ..low_rank import give_adapters, write_adapters
+from ..nearest_scenes import NearestScenes
 from ..pairs import Wanted, teacher_pairs
 from ..prompts import PromptTokens, load_prompts
-from ..real_images import real_images
+from ..real_images import real_images, with_images
 from ..recipe import DistillRecipe, data_seed
 from ..vsd import (
     denoising,
     distance,
-    noise_like,
+    imitation,
     normal_kl,
     one_pass_of,
     perceptual,
@@ -84,7 +80,8 @@ class DistillTask(Task):
         if recipe.init:
             student = load_model(UNet2DConditionModel, recipe.init)
         if recipe.init_teacher:
-            student = self._inheritor(student, recipe.init_teacher)
+            heir, student = student, self._copy(self.pipeline.unet)
+            inherit(student, heir, load_model(UNet2DConditionModel, recipe.init_teacher))
         if recipe.weights == "bfloat16":
             student.to(torch.bfloat16)
             self.pipeline.unet.to(torch.bfloat16)
@@ -140,15 +137,6 @@ class DistillTask(Task):
         """What the student starts from."""
         return copy.deepcopy(unet)
 
-    def _inheritor(self, heir: UNet2DConditionModel, taught_by: Path) -> UNet2DConditionModel:
-        """This teacher with what ``heir`` learned beyond the one it was made from."""
-        own, before = heir.state_dict(), load_model(UNet2DConditionModel, taught_by).state_dict()
-        student = self._copy(self.pipeline.unet)
-        student.load_state_dict(
-            {name: w + own[name] - before[name] for name, w in student.state_dict().items()}
-        )
-        return student
-
     def _low_rank(self, wanted: UNet2DConditionModel) -> UNet2DConditionModel:
         """The teacher with adapters that bring it near ``wanted``; they alone learn."""
         student = copy.deepcopy(self.pipeline.unet).requires_grad_(False)
@@ -170,6 +158,8 @@ class DistillTask(Task):
             self.modules["critic"].to(accelerator.device)
         if recipe.images or recipe.world_images:
             self.real_images = real_images(recipe, self.pipeline, accelerator)
+        if recipe.nearest_scene:
+            self.nearest_scenes = NearestScenes(recipe, self.pipeline, accelerator)
         if recipe.pairs:
             with plain(self.teacher):
                 self.pairs = teacher_pairs(
@@ -208,8 +198,9 @@ class DistillTask(Task):
                 backward(self.accelerator, loss / parts)
             found["critic"] = torch.stack(told).detach().mean()
             found["critic_norm"] = self._settle("critic")
+        shown = recipe.regression or recipe.nearest_scene
         # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
-        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
+        wanted_soon = not shown or step >= recipe.imitate - recipe.lora_lead
         for _ in range(recipe.lora_updates if wanted_soon else 0):
             before, errors = generator.get_state(), []
             for part, (latents, empty, wanted) in enumerate(made):
@@ -243,19 +234,30 @@ class DistillTask(Task):
         losses = {"kl": (recipe.kl_weight, summed * normal_kl(predictions))}
         if step >= recipe.imitate:
             losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
-        elif not recipe.regression:
-            loss = self._imitation(predictions, latents, noise, prompt_embeds)
+        elif not (recipe.regression or recipe.nearest_scene):
+            passed, context = (predictions, latents), (noise, prompt_embeds, recipe.guidance)
+            loss = imitation(self.accelerator, self.teacher, self.schedule, passed, *context)
             losses["imitation"] = (1.0, loss)
         if recipe.regression:
             losses["regression"] = (recipe.regression, distance(latents, painted))
+        if recipe.nearest_scene:
+            scenes = self.nearest_scenes(latents.detach(), rows)
+            losses["nearest_scene"] = (recipe.nearest_scene, distance(latents, scenes))
+            painted = painted if recipe.pairs else scenes
         told = None
         if recipe.adversarial or recipe.perceptual:
-            real, asked = self._real(painted, wanted, draws)
-            seen = self._both_seen(latents, real, wanted, asked, draws)
+            real = (painted, wanted)
+            if recipe.images or recipe.world_images:
+                share, of = recipe.images_share, self.embeds.of
+                real = with_images(self.real_images, share, painted, wanted, of, draws)
+            levels = recipe.critic_range
+            with self.accelerator.autocast():
+                fake = (latents, wanted)
+                seen = both_seen(self._seen, self.noising, fake, real, draws, levels)
             if recipe.perceptual:
                 losses["perceptual"] = (recipe.perceptual, perceptual(*seen))
         if recipe.adversarial:
-            fooled, told = self._criticism(*seen, wanted, asked)
+            fooled, told = criticism(self.modules["critic"], *seen, wanted, real[1])
             losses["adversarial"] = (recipe.adversarial, fooled)
         if recipe.clip and self.clip is not None:
             prompts = [self.prompts[row] for row in rows.tolist()]
@@ -282,63 +284,6 @@ class DistillTask(Task):
             guidance=self.recipe.guidance,
             levels=self.recipe.vsd_range,
         )
-
-    def _imitation(
-        self, predictions: Tensor, latents: Tensor, noise: Tensor, prompt_embeds: Tensor
-    ) -> Tensor:
-        """Regression onto the teacher's guided DDIM loop over the same K timesteps and noise.
-
-        A quick way from "the encoder has never been shared" to where VSD starts to matter.
-        """
-
-        def predict(z: Tensor, timestep: Tensor) -> Tensor:
-            t = timestep.to(z.device)
-            return guided(self.teacher, z, t, prompt_embeds, self.recipe.guidance)
-
-        with torch.no_grad(), self.accelerator.autocast(), plain(self.teacher):
-            wanted, z = ddim_loop(predict, self.schedule, noise)
-        error = (predictions - wanted).square().mean()
-        return error + (latents - z).square().mean()
-
-    def _real(
-        self, painted: Tensor, prompt_embeds: Tensor, generator: Source
-    ) -> tuple[Tensor, Tensor]:
-        """What the critic is to call real, with its prompts: teacher samples, images or both."""
-        recipe = self.recipe
-        if not (recipe.images or recipe.world_images):
-            return painted, prompt_embeds
-        count = max(1, round(recipe.images_share * recipe.batch_size))
-        tokens, latents = self.real_images.draw(count, generator)
-        embeds = self.embeds.of(tokens).to(prompt_embeds.device)
-        latents = latents.to(prompt_embeds.device)
-        if count == recipe.batch_size:
-            return latents, embeds
-        return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
-
-    def _both_seen(
-        self, latents: Tensor, real: Tensor, prompt_embeds: Tensor, asked: Tensor, source: Source
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the teacher sees in the student's latents and in the real side, each with its
-        prompts; both noised alike, so details count too."""
-        timesteps, noise = noise_like(latents, source, self.recipe.critic_range)
-        with self.accelerator.autocast():
-            noised = self.noising.add(latents, noise, timesteps)
-            fake = self._seen(noised, timesteps, prompt_embeds)
-            with torch.no_grad():
-                noised = self.noising.add(real, noise, timesteps)
-                return fake, self._seen(noised, timesteps, asked)
-
-    def _criticism(
-        self, fake: list[Tensor], real: list[Tensor], prompt_embeds: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The student's loss and the critic's."""
-        critic, prompt = self.modules["critic"], prompt_embeds.float().mean(1)
-        seen = critic(real, asked.float().mean(1))
-        told = tell_apart(seen, critic([f.detach() for f in fake], prompt))
-        critic.requires_grad_(False)  # the student's loss must not move it
-        fooled = fool(critic(fake, prompt))
-        critic.requires_grad_(True)
-        return fooled, told
 
     def _seen(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
         """What the teacher's encoder sees in noised latents: every level's last, and the middle."""
