@@ -26,6 +26,7 @@ from tiue_core.core.schedule import OneWaySchedule
 from tiue_core.train.loop import accelerator_for
 from tiue_core.train.plan import GIB, plan
 from tiue_core.train.recipe import DistillRecipe
+from tiue_core.train.shown import Shown
 from tiue_core.train.tasks.distill import DistillTask
 
 TOKENS = 77
@@ -49,7 +50,7 @@ class RandomTask(DistillTask):
         self.schedule = OneWaySchedule.from_config(scheduler, steps=self.recipe.decoders)
 
     def prepare(self, accelerator: Any) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.shown = accelerator, Shown()
         self.student = self.split(self.modules["student"])
         self.noising = Noising.from_scheduler(self.pipeline.scheduler)
         width = self.teacher.config.cross_attention_dim

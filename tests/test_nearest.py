@@ -127,7 +127,7 @@ def task_for(recipe: DistillRecipe) -> DistillTask:
 
 def test_a_scenes_latents_lead_to_itself(recipe: DistillRecipe) -> None:
     task = task_for(recipe)
-    scenes = task.nearest_scenes
+    scenes = task.shown.nearest
     rows = torch.arange(4)
     wanted = encode_mean(task.pipeline.vae, drawn([scenes.scenes[row] for row in rows]))
     assert [scenes.scenes[row].caption for row in rows] == task.prompts[:4]

@@ -144,7 +144,7 @@ def test_resume_is_bit_exact(recipe: DistillRecipe, tmp_path: Path, terms: dict[
 def test_pairs_are_where_the_teachers_flow_ends(recipe: DistillRecipe) -> None:
     """Against DDIM at so many steps that both solve the same differential equation."""
     task = task_for(recipe.model_copy(update={"pairs": 3, "pair_steps": 100, "guidance": 2.0}))
-    pairs = task.pairs
+    pairs = task.shown.pairs
     with torch.no_grad(), plain(task.teacher):
         tokens = torch.cat([task.empty.expand(3, -1), task.tokens[pairs.rows]])
         embeds = task.pipeline.text_encoder(tokens)[0]
@@ -156,11 +156,11 @@ def test_pairs_are_where_the_teachers_flow_ends(recipe: DistillRecipe) -> None:
 
 def test_a_lost_file_of_pairs_is_made_again(recipe: DistillRecipe) -> None:
     paired = recipe.model_copy(update={"pairs": 130, "pair_steps": 1})
-    first = task_for(paired).pairs
+    first = task_for(paired).shown.pairs
     files = sorted((recipe.out / "pairs").iterdir())
     assert [file.name for file in files] == ["00000.safetensors", "00001.safetensors"]
     files[1].unlink()
-    again = task_for(paired).pairs
+    again = task_for(paired).shown.pairs
     assert len(again.rows) == 130
     assert torch.equal(first.latents, again.latents) and torch.equal(first.noise, again.noise)
 

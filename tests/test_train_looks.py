@@ -118,9 +118,9 @@ def test_images_are_their_middle_square_in_latents(settings: dict[str, Any], pho
         vae = task.pipeline.vae
         with torch.no_grad():
             wanted = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        error = (task.real_images.latents[index] - wanted[0]).abs().max()
+        error = (task.shown.images.latents[index] - wanted[0]).abs().max()
         assert error <= 0.03 * wanted.abs().max()  # half precision, and one level of rounding
-    texts = task.pipeline.tokenizer.batch_decode(task.real_images.tokens, skip_special_tokens=True)
+    texts = task.pipeline.tokenizer.batch_decode(task.shown.images.tokens, skip_special_tokens=True)
     assert [text.replace(" ", "") for text in texts] == ["acat", "adog", "afox"]
 
 

@@ -124,7 +124,7 @@ def sample_flops(recipe: Recipe, unet: dict[str, Any] | None = None) -> float:
     one = _unet_flops(unet)
     passes = (1 - DECODER) + recipe.decoders * DECODER
     eyes = 2 * BACKWARD * (1 - DECODER) if recipe.adversarial or recipe.perceptual else 0
-    vsd = (4 + BACKWARD * recipe.lora_updates) * (1 - recipe.imitate / recipe.steps)
+    vsd = (4 + BACKWARD * recipe.lora_updates) * max(0, 1 - recipe.imitate / recipe.steps)
     return one * (BACKWARD * passes + eyes + vsd)
 
 

@@ -24,6 +24,7 @@ from .pairs import Pairs
 from .real_images import RealImages
 from .recipe import DistillRecipe
 from .rehearsal import Alone, Live, default_dtype
+from .shown import Shown
 from .tasks.distill import DistillTask
 
 GIB = 1 << 30
@@ -139,10 +140,12 @@ class _Rehearsed(DistillTask):
         shape = (1, length + rows, self.teacher.config.cross_attention_dim)
         kind = next(self.teacher.parameters()).dtype
         embeds = torch.empty(shape, device=device, dtype=kind)
-        some = torch.empty(count, *self.shape)
-        self.pairs = Pairs(torch.zeros(count, dtype=torch.int64), some, some)
-        self.nearest_scenes = lambda latents, rows: torch.empty_like(latents)  # type: ignore[assignment]
-        self.real_images = RealImages(torch.zeros(count, shape[1], dtype=torch.int64), some)
+        some, images = torch.empty(count, *self.shape), recipe.images or recipe.world_images
+        self.shown = Shown(
+            Pairs(torch.zeros(count, dtype=torch.int64), some, some) if recipe.pairs else None,
+            RealImages(torch.zeros(count, shape[1], dtype=torch.int64), some) if images else None,
+            (lambda latents, rows: torch.empty_like(latents)) if recipe.nearest_scene else None,
+        )
         self.embeds = _Embeds(embeds)  # type: ignore[assignment]
         self.clip = None
 

@@ -36,6 +36,7 @@ from ...pipelines.base import TiuePipeline
 from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
 from ...students.models import load_model
+from .. import vsd
 from ..attention import written_out
 from ..blend import inherit
 from ..card import card
@@ -46,21 +47,10 @@ from ..embeds import Embeds
 from ..grids import grid
 from ..loop import Task, adam, backward, optimizer, optimizer_step, trainable
 from ..low_rank import give_adapters, write_adapters
-from ..nearest_scenes import NearestScenes
-from ..pairs import Wanted, teacher_pairs
 from ..prompts import PromptTokens, load_prompts
-from ..real_images import real_images, with_images
-from ..recipe import DistillRecipe, data_seed
-from ..vsd import (
-    denoising,
-    distance,
-    imitation,
-    normal_kl,
-    one_pass_of,
-    perceptual,
-    plain,
-    score_distillation,
-)
+from ..real_images import with_images
+from ..recipe import DistillRecipe
+from ..shown import shown
 
 
 class DistillTask(Task):
@@ -156,21 +146,8 @@ class DistillTask(Task):
             self.clip.prepare(accelerator)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
-        if recipe.images or recipe.world_images:
-            self.real_images = real_images(recipe, self.pipeline, accelerator)
-        if recipe.nearest_scene:
-            self.nearest_scenes = NearestScenes(recipe, self.pipeline, accelerator)
-        if recipe.pairs:
-            with plain(self.teacher):
-                self.pairs = teacher_pairs(
-                    recipe.pairs_from or recipe.out / "pairs",
-                    self.pipeline,
-                    self.tokens,
-                    self.empty,
-                    self.shape,
-                    accelerator,
-                    Wanted(recipe.pairs, recipe.guidance, recipe.pair_steps, data_seed(recipe)),
-                )
+        given = (self.tokens, self.empty, self.shape, accelerator)
+        self.shown = shown(recipe, self.pipeline, *given)
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         recipe, parts = self.recipe, self.recipe.accumulate
@@ -208,7 +185,9 @@ class DistillTask(Task):
                 draws = Draws(generator, first + part, shares)
                 dropped = uniform(draws, (len(latents), 1, 1)) < recipe.drop_prompt
                 context = torch.where(dropped.to(latents.device), empty, wanted)
-                error = self._denoising(latents, context, draws)
+                given = (self.noising, latents, context, draws)
+                levels = recipe.lora_range
+                error = vsd.denoising(self.accelerator, self.teacher, *given, levels=levels)
                 backward(self.accelerator, error / parts)
                 errors.append(error.detach())
             found["lora"] = torch.stack(errors).mean()
@@ -220,8 +199,8 @@ class DistillTask(Task):
     ) -> tuple[dict[str, tuple[float, Tensor]], Tensor | None, tuple[Tensor, Tensor, Tensor]]:
         """The student's weighted losses, the critic's, and (z_0, empty, prompts) to learn from."""
         recipe, device = self.recipe, self.accelerator.device
-        if recipe.pairs:
-            rows, noise, painted = self.pairs.draw(recipe.batch_size, draws)
+        if self.shown.pairs is not None:
+            rows, noise, painted = self.shown.pairs.draw(recipe.batch_size, draws)
             noise, painted = noise.to(device), painted.to(device)
         else:
             rows = integers(draws, 0, len(self.prompts), recipe.batch_size)
@@ -231,31 +210,31 @@ class DistillTask(Task):
 
         predictions, latents = self.paint(self.student, noise, wanted)
         summed = (recipe.kl_batch or len(rows)) / len(rows)
-        losses = {"kl": (recipe.kl_weight, summed * normal_kl(predictions))}
+        losses = {"kl": (recipe.kl_weight, summed * vsd.normal_kl(predictions))}
         if step >= recipe.imitate:
             losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
         elif not (recipe.regression or recipe.nearest_scene):
             passed, context = (predictions, latents), (noise, prompt_embeds, recipe.guidance)
-            loss = imitation(self.accelerator, self.teacher, self.schedule, passed, *context)
+            loss = vsd.imitation(self.accelerator, self.teacher, self.schedule, passed, *context)
             losses["imitation"] = (1.0, loss)
         if recipe.regression:
-            losses["regression"] = (recipe.regression, distance(latents, painted))
-        if recipe.nearest_scene:
-            scenes = self.nearest_scenes(latents.detach(), rows)
-            losses["nearest_scene"] = (recipe.nearest_scene, distance(latents, scenes))
+            losses["regression"] = (recipe.regression, vsd.distance(latents, painted))
+        if self.shown.nearest is not None:
+            scenes = self.shown.nearest(latents.detach(), rows)
+            losses["nearest_scene"] = (recipe.nearest_scene, vsd.distance(latents, scenes))
             painted = painted if recipe.pairs else scenes
         told = None
         if recipe.adversarial or recipe.perceptual:
             real = (painted, wanted)
-            if recipe.images or recipe.world_images:
+            if self.shown.images is not None:
                 share, of = recipe.images_share, self.embeds.of
-                real = with_images(self.real_images, share, painted, wanted, of, draws)
+                real = with_images(self.shown.images, share, painted, wanted, of, draws)
             levels = recipe.critic_range
             with self.accelerator.autocast():
                 fake = (latents, wanted)
                 seen = both_seen(self._seen, self.noising, fake, real, draws, levels)
             if recipe.perceptual:
-                losses["perceptual"] = (recipe.perceptual, perceptual(*seen))
+                losses["perceptual"] = (recipe.perceptual, vsd.perceptual(*seen))
         if recipe.adversarial:
             fooled, told = criticism(self.modules["critic"], *seen, wanted, real[1])
             losses["adversarial"] = (recipe.adversarial, fooled)
@@ -271,38 +250,19 @@ class DistillTask(Task):
         if not self.recipe.shared_encoder:
             with self.accelerator.autocast():
                 return sequential(student, self.schedule, noise, prompt_embeds)
-        return one_pass_of(self.accelerator, student, self.schedule, noise, prompt_embeds)
+        return vsd.one_pass_of(self.accelerator, student, self.schedule, noise, prompt_embeds)
 
     def _vsd(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
-        return score_distillation(
-            self.accelerator,
-            self.teacher,
-            self.noising,
-            latents,
-            prompt_embeds,
-            generator,
-            guidance=self.recipe.guidance,
-            levels=self.recipe.vsd_range,
-        )
+        given = (self.accelerator, self.teacher, self.noising, latents, prompt_embeds, generator)
+        guidance, levels = self.recipe.guidance, self.recipe.vsd_range
+        return vsd.score_distillation(*given, guidance=guidance, levels=levels)
 
     def _seen(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
         """What the teacher's encoder sees in noised latents: every level's last, and the middle."""
-        with plain(self.teacher):
+        with vsd.plain(self.teacher):
             features = self.split(self.teacher).encode(latents, timesteps, prompt_embeds)
         levels = {skip.shape[-1]: skip for skip in features.skips}  # the last of each size
         return [f.float() for f in (*levels.values(), features.mid)]
-
-    def _denoising(self, latents: Tensor, prompt_embeds: Tensor, generator: Source) -> Tensor:
-        """The LoRA teacher's own loss: noise prediction on the student's output, times alpha_t."""
-        return denoising(
-            self.accelerator,
-            self.teacher,
-            self.noising,
-            latents,
-            prompt_embeds,
-            generator,
-            levels=self.recipe.lora_range,
-        )
 
     def _noise(self, count: int, generator: Source) -> Tensor:
         return normal(generator, (count, *self.shape)).to(self.accelerator.device)
