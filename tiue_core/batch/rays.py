@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.images import PictureError, encode
+from ..io.messages import first_line
 from .engine import Batch
 from .jobs import Job, Settings
 from .paint import Outcome, Painter
@@ -276,5 +277,4 @@ def _start(ray: Any, address: str | None, actors: int) -> None:
             **options,
         )
     except Exception as error:  # also a bare one, where it takes Ray too long to start
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TiueError(f"no Ray cluster: {first[:200]}") from None
+        raise TiueError(f"no Ray cluster: {first_line(error, 200)}") from None

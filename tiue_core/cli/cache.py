@@ -57,7 +57,7 @@ def make_graphs(
     """
     from ..core.arguments import DECODERS
     from ..errors import TiueError
-    from ..io.messages import need_torch, quiet_libraries
+    from ..io.messages import first_line, need_torch, quiet_libraries
     from .console import ask_license, progress
 
     if decoders not in DECODERS:
@@ -85,8 +85,8 @@ def make_graphs(
                 f"{digest[:16]}-{steps or 'own'}-{decoders}",
             )
         except (RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise TiueError(f"{student} cannot be traced ({first}): PyTorch paints it") from error
+            why = first_line(error, 200)
+            raise TiueError(f"{student} cannot be traced ({why}): PyTorch paints it") from error
 
 
 def _row(folder: Path, about: dict[str, Any]) -> dict[str, Any]:

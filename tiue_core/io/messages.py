@@ -14,6 +14,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
 
 
+def first_line(error: BaseException, most: int = 160) -> str:
+    """What another library's error says, short enough for a message of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def quiet_libraries() -> None:
     """No log lines and progress bars of diffusers and transformers: ours say what matters."""
     from diffusers.utils import logging as diffusers_logging

@@ -48,11 +48,6 @@ class TiueXLPipeline(StableDiffusionXLLoraLoaderMixin, TiuePipeline):  # type: i
         self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
 
-    def fuse_lora(self, *arguments: Any, **options: Any) -> None:
-        """As ``TiuePipeline.fuse_lora``, of two text encoders."""
-        self._merged.clear()
-        super().fuse_lora(*arguments, **options)
-
     def _tokenizers(self) -> list[Any]:
         return [self.tokenizer, self.tokenizer_2]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TiueError
+from ..io.messages import first_line
 from .folder import read_json
 
 _AGAIN = "copy the folder again"
@@ -76,9 +77,8 @@ def load_scheduler(folder: Path, **changes: Any) -> Any:
     try:
         return kind.from_config(config)
     except Exception as error:  # constructors compute and raise as they please
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise TiueError(
-            f"{file} does not describe a {kind.__name__} ({first}): {_AGAIN}"
+            f"{file} does not describe a {kind.__name__} ({first_line(error)}): {_AGAIN}"
         ) from error
 
 

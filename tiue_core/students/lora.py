@@ -8,7 +8,8 @@ for before anything is loaded.
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -17,6 +18,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import file_hash, read_header, tensors_hash
+from ..io.messages import first_line
 from .lora_names import MATRIX, check_all_used, in_shape, of_one_rank, of_peft, recognisable
 from .models import read_tensors
 
@@ -68,13 +70,13 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
         return
     from . import lycoris  # torch, which naming a LoRA does not need
 
-    several, merged = _together(loras), len(getattr(pipe, "_merged", []))
+    several = _together(loras)
     files = [read_tensors([lora.path]) for lora in several]
     for tensors, lora in zip(files, several, strict=True):
         check_numbers(tensors, lora.path)
     names: list[str] = []
     strengths: list[float] = []
-    try:
+    with _whole(pipe, names):
         for tensors, lora in zip(files, several, strict=True):
             if lycoris.is_lycoris(tensors):
                 if not hasattr(pipe, "_merged"):
@@ -85,12 +87,6 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
             names.append(f"{len(names)}_{re.sub(r'[^0-9A-Za-z_]', '_', lora.name)}")
             strengths.append(lora.strength)
             _load(pipe, tensors, lora.path, names[-1])
-    except TiueError:  # nothing is left of those before it
-        known = _adapters(pipe)
-        if known & {*names}:
-            pipe.delete_adapters([name for name in names if name in known])
-        lycoris.restore(pipe, merged)
-        raise
     if names:
         pipe.set_adapters(names, strengths)
 
@@ -126,13 +122,26 @@ def load_file(pipe: Any, source: Any, name: str | None, options: Mapping[str, An
     name = name or next(n for i in count() if (n := f"default_{i}") not in known)
     if name in known:
         raise TiueError(f"a LoRA called {name} is loaded already: give another adapter_name")
-    try:
+    with _whole(pipe, [name]):
         _load(pipe, tensors, path, name)
-    except TiueError:
-        if name in _adapters(pipe):
-            pipe.delete_adapters([name])
-        raise
     return True
+
+
+@contextmanager
+def _whole(pipe: Any, names: list[str]) -> Iterator[None]:
+    """Where one file cannot be used, nothing is left of it, or of those before it: neither
+    adapters of these names nor what was merged."""
+    from . import lycoris
+
+    merged = len(getattr(pipe, "_merged", []))
+    try:
+        yield
+    except TiueError:
+        known = _adapters(pipe)
+        if known & {*names}:
+            pipe.delete_adapters([name for name in names if name in known])
+        lycoris.restore(pipe, merged)
+        raise
 
 
 def _adapters(pipe: Any) -> set[str]:
@@ -149,7 +158,7 @@ def _load(pipe: Any, tensors: dict[str, Any], path: Path, name: str) -> None:
             warnings.filterwarnings("ignore", module="peft")
             pipe.load_lora_weights(dict(tensors), adapter_name=name)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise TiueError(f"{_not_ours(path)} ({_first_line(error)})") from error
+        raise TiueError(f"{_not_ours(path)} ({first_line(error)})") from error
     left_out = [key for key, layer in layers.items() if not _holds(layer(), name)]
     if left_out:
         raise TiueError(
@@ -225,7 +234,7 @@ def _pairs(pipe: Any, path: Path, tensors: dict[str, Any]) -> list[tuple[str, tu
     except TiueError:
         raise
     except Exception as error:  # the converters assert, index and raise as they please
-        raise TiueError(f"{_not_a_lora(path)} ({_first_line(error)})") from error
+        raise TiueError(f"{_not_a_lora(path)} ({first_line(error)})") from error
     down: dict[str, tuple[int, ...]] = {}
     up: dict[str, tuple[int, ...]] = {}
     for key, tensor in tensors.items():
@@ -245,10 +254,6 @@ def _not_ours(path: Path) -> str:
 
 def _not_a_lora(path: Path) -> str:
     return f"{path} is not a LoRA that can be read: use one in kohya's or diffusers' naming"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _is_number(text: str) -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TiueError
+from ..io.messages import first_line
 from .original import unet_layers
 
 _PLAIN = {"lora_up.weight", "lora_down.weight", "alpha"}
@@ -96,7 +97,7 @@ def merge(pipe: Any, tensors: Mapping[str, Tensor], strength: float, path: Path)
             here = tuple(layer.weight.shape)
             raise TiueError(
                 f"{path} is a LoRA for another model, or of a kind that is not known ({name}, "
-                f"{here} here, {(str(error).splitlines() or ['?'])[0][:120]}): use one trained for "
+                f"{here} here, {first_line(error, 120)}): use one trained for "
                 "this student's base model"
             ) from error
     for tensor, value in changed:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header
+from ..io.messages import first_line
 from . import portable
 from .configs import check_values, load_scheduler
 from .folder import read_json, weights
@@ -247,11 +248,6 @@ def load_tokenizer(folder: Path, fast: bool = False) -> Any:
         raise TiueError(
             f"the tokenizer in {folder} cannot be read ({first_line(error)}): copy it again"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough for a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _renamed(name: str, wanted: Mapping[str, Any]) -> str:

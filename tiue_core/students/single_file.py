@@ -12,11 +12,12 @@ from typing import Any
 
 from ..errors import TiueError
 from ..io.files import read_header, safetensors_metadata
+from ..io.messages import first_line
 from .base import BARE, PREFIX, find_base, measure, own_parts, wants_sizes
 from .checkpoint import BLANK, read_made
 from .configs import load_scheduler
 from .folder import models_of
-from .models import class_of, empty, fill, first_line, read_tensors
+from .models import class_of, empty, fill, read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = dict[str, Any]
