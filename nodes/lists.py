@@ -61,21 +61,16 @@ class PromptList(io.ComfyNode):
                     tooltip="Names of the files: index, slug, seed, picture, line, width, height, "
                     "name, id or a column, in braces. / makes folders.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=512,
-                    min=8,
-                    max=4096,
-                    step=8,
-                    tooltip="Of rows that do not say.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=512,
-                    min=8,
-                    max=4096,
-                    step=8,
-                    tooltip="Of rows that do not say.",
+                *(
+                    io.Int.Input(
+                        side,
+                        default=512,
+                        min=8,
+                        max=4096,
+                        step=8,
+                        tooltip="Of rows that do not say.",
+                    )
+                    for side in ("width", "height")
                 ),
                 io.Int.Input(
                     "seed",

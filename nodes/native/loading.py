@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +15,18 @@ import torch
 from comfy import model_management, sdxl_clip
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from ...tiue_core.core.schedule import STEPS
+from ...tiue_core.core.arguments import both_sides
 from ...tiue_core.io.files import read_header
 from ...tiue_core.students import checkpoint
 from ...tiue_core.students.checkpoint import STABLE_DIFFUSION, Made
-from ...tiue_core.students.folder import models_of
+from ...tiue_core.students.folder import models_of, read_json
 from ...tiue_core.students.vocabulary import Vocabulary
 from .. import folders
 from . import checks, colours, saved, shapes, texts
 from .notes import KEY
 
 Weights = dict[str, torch.Tensor]
+_AGAIN = "copy the folder again"
 
 
 def load_folder(
@@ -178,24 +178,18 @@ def _text_entry(folder: Path, which: str = "") -> dict[str, Any]:
     }
     if not which and "text_encoder_2" in models_of(folder):
         entry["second"] = _text_entry(folder, "_2")
-        entry["blank_zeros"] = _json(folder / "model_index.json").get(checkpoint.BLANK, True)
+        entry["blank_zeros"] = read_json(folder / "model_index.json", _AGAIN).get(
+            checkpoint.BLANK, True
+        )
     return entry
 
 
 def made_by(folder: Path, name: str) -> Made:
     """The student's own schedule, K and timesteps, as ``TiuePipeline`` saves them."""
-    index = _json(folder / "model_index.json")
-    timesteps = index.get("timesteps")
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-    side = _config(folder / "unet").get("sample_size") or 64
-    return Made(
-        name,
-        scheduler={key: value for key, value in scheduler.items() if not key.startswith("_")},
-        steps=index.get("steps", STEPS) if timesteps is None else len(timesteps),
-        timesteps=timesteps and list(timesteps),
-        side=8 * (side if isinstance(side, int) else max(side)),
-        blank_zeros=index.get(checkpoint.BLANK, True) if "text_encoder_2" in index else None,
-    )
+    index = read_json(folder / "model_index.json", _AGAIN)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", _AGAIN)
+    side = max(both_sides(_config(folder / "unet").get("sample_size") or 64))
+    return Made.of_index(name, index, scheduler, 8 * side)
 
 
 def _no_base(name: str) -> Any:
@@ -241,8 +235,4 @@ def _weights(folder: Path) -> Weights:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return _json(folder / "config.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(folder / "config.json", _AGAIN)

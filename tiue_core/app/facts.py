@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+from ..core.arguments import both_sides
 from ..pipelines import draft
 from ..students.resolve import Source
 
@@ -17,8 +18,8 @@ def size_of(source: Source) -> tuple[int, int, int]:
             json.loads((folder / "config.json").read_text(encoding="utf-8"))
             for folder in (source.unet or source.path / "unet", source.path / "vae")
         )
-        own, factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
-        height, width = own if isinstance(own, list) else (own, own)
+        height, width = both_sides(unet["sample_size"])
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
         return int(width * factor), int(height * factor), factor
     except (OSError, ValueError, KeyError, TypeError):
         return 512, 512, 8

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..core.arguments import both_sides
 from ..errors import TiueError
 from ..io.files import check_writable, write_atomically
 from ..io.images import SUFFIXES
@@ -73,7 +74,6 @@ class BatchSession:
 
         quiet_libraries()
         pipe = load(source, device=device, dtype=dtype)
-        pipe.set_progress_bar_config(disable=True)
         digest = source.content_hash()
         settings = settings_of(pipe, source.name, digest, steps, source.revision)
         settings = replace(settings, base=source.base_name or "")
@@ -185,9 +185,7 @@ def _with_graphs(
         from ..pipelines.load import load
 
         quiet_libraries()
-        pipe = load(source, device="cpu", dtype="float32")
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return load(source, device="cpu", dtype="float32")
 
     return BatchSession(GraphPainter(graphs, settings, in_torch, source.path), settings)
 
@@ -204,8 +202,8 @@ def settings_of(
         timesteps = tuple(int(t) for t in pipe.schedule(steps).timesteps)
     except ValueError as error:
         raise TiueError(str(error)) from None
-    own, factor = pipe.unet.config.sample_size, pipe.vae_scale_factor
-    height, width = own if isinstance(own, list | tuple) else (own, own)
+    factor = pipe.vae_scale_factor
+    height, width = both_sides(pipe.unet.config.sample_size)
     return Settings(
         student=student,
         student_hash=digest,

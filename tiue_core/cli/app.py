@@ -9,14 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    AcceptLicense,
-    Base,
-    Debug,
-    Device,
-    Dtype,
-    Engine,
-)
+from .options import AcceptLicense, Base, Debug, Device, Dtype, Engine
 
 
 def register(app: typer.Typer) -> None:

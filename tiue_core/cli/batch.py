@@ -9,15 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .batch_terminal import TOLD, Session, clock, share
-from .options import (
-    AcceptLicense,
-    Base,
-    Debug,
-    Device,
-    Dtype,
-    Json,
-    Steps,
-)
+from .options import AcceptLicense, Base, Debug, Device, Dtype, Json, Steps, one_of
 
 
 def register(app: typer.Typer) -> None:
@@ -118,11 +110,11 @@ def batch(
     from .console import ask_license, progress
 
     image_format = {"jpg": "jpeg"}.get(image_format.lower(), image_format.lower())
-    _one_of("--format", image_format, SUFFIXES)
-    _one_of("--decoders", decoders, DECODERS)
-    _one_of("--engine", engine, ("local", "ray", *CHOICES))
+    one_of("--format", image_format, SUFFIXES)
+    one_of("--decoders", decoders, DECODERS)
+    one_of("--engine", engine, ("local", "ray", *CHOICES))
     if read_as is not None:
-        _one_of("--read-as", read_as, KINDS)
+        one_of("--read-as", read_as, KINDS)
     for option, value in (("--count", count), ("--batch-size", batch_size), ("--actors", actors)):
         if value is not None and value < 1:
             raise typer.BadParameter(f"{value}: give 1 or more", param_hint=option)
@@ -194,11 +186,6 @@ def batch(
         if strict:
             _refuse_bad_rows(plan, studio)
         Session(plan, studio, out, ours, json).go(options, sheet, index)
-
-
-def _one_of(option: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise typer.BadParameter(f"'{value}': give {', '.join(allowed)}", param_hint=option)
 
 
 def _refuse_bad_rows(plan: Any, studio: Any) -> None:

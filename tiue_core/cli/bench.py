@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Debug
+from .options import Debug, Device, Dtype, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -18,15 +18,8 @@ def register(app: typer.Typer) -> None:
             int | None, typer.Option(show_default="the shape's", help="In pixels, of a square.")
         ] = None,
         batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-        device: Annotated[
-            str | None, typer.Option(show_default="the best", help="cpu or cuda.")
-        ] = None,
-        dtype: Annotated[
-            str | None,
-            typer.Option(
-                show_default="float16 on a GPU, else float32", help="float32, float16, bfloat16."
-            ),
-        ] = None,
+        device: Device = None,
+        dtype: Dtype = None,
         layout: Annotated[str, typer.Option(help="channels_last or contiguous.")] = (
             "channels_last"
         ),
@@ -50,7 +43,7 @@ def register(app: typer.Typer) -> None:
             Path | None, typer.Option("--out", "-o", help="Write the figures here as JSON.")
         ] = None,
         plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG.")] = None,
-        json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        json_output: Json = False,
         debug: Debug = False,
     ) -> None:
         """Time this project beside the authors' algorithm and other systems, in one run.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AcceptLicense, Debug, Json
+from .options import AcceptLicense, Debug, Json, one_of
 
 
 def register(app: typer.Typer) -> None:
@@ -60,10 +60,7 @@ def make_graphs(
     from ..io.messages import first_line, need_torch, quiet_libraries
     from .console import ask_license, progress
 
-    if decoders not in DECODERS:
-        raise typer.BadParameter(
-            f"{decoders}: give {' or '.join(DECODERS)}", param_hint="--decoders"
-        )
+    one_of("--decoders", decoders, DECODERS)
     need_torch()
     from ..export.write import export_set
     from ..optimize import cache as kept
@@ -75,7 +72,6 @@ def make_graphs(
     with progress("making graphs", None):
         digest = source.content_hash()
         pipe = load(source, device="cpu", dtype="float32")
-        pipe.set_progress_bar_config(disable=True)
         named: dict[str, Any] = {"student": source.name, "student_hash": digest, "loras": []}
         named["student_revision"] = source.revision
         options = {"steps": steps, "decoders": decoders}

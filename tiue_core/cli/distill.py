@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from .options import Json
+
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def distill(
         recipe: Annotated[Path, typer.Argument(help="The recipe: one stage of training, YAML.")],
-        json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        json_output: Json = False,
     ) -> None:
         """Train what a recipe describes; run again, it goes on from its last checkpoint.
 

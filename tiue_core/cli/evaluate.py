@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype
+from .options import AcceptLicense, Device, Dtype, Json
 
 PACKAGES = ("torchmetrics", "prdc", "scipy", "sklearn")
 
@@ -79,17 +79,14 @@ def register(app: typer.Typer) -> None:
         ] = False,
         device: Device = None,
         dtype: Dtype = None,
-        accept_license: Annotated[
-            bool,
-            typer.Option("--accept-license", help="Accept the licences of downloads."),
-        ] = False,
+        accept_license: AcceptLicense = False,
         teacher: Annotated[
             str, typer.Option(help="Without --data: the teacher; `none` leaves it out.")
         ] = "stickers-teacher",
         sheet: Annotated[
             Path | None, typer.Option(help="Without --data: a contact sheet of the first student.")
         ] = None,
-        json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        json_output: Json = False,
     ) -> None:
         """Hold systems side by side: the same prompts and seeds, one table.
 
@@ -108,12 +105,7 @@ def register(app: typer.Typer) -> None:
         if data is None:
             return _model_card(systems, teacher, count or 1024, sheet, out, json_output)
         from ..evaluate.run import Options, Run
-        from .console import (
-            ask_license,
-            emit,
-            progress,
-            say,
-        )
+        from .console import ask_license, emit, progress, say
 
         result = Run(
             systems or _miniature(data),

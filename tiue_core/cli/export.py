@@ -12,18 +12,8 @@ import typer
 from ..core.arguments import DECODERS
 from ..errors import TiueError
 from ..io.messages import quiet_libraries
-from .console import (
-    ask_license,
-    emit,
-    progress,
-)
-from .options import (
-    AcceptLicense,
-    Base,
-    Json,
-    Side,
-    Steps,
-)
+from .console import ask_license, emit, progress
+from .options import AcceptLicense, Base, Json, Side, Steps, one_of
 
 
 def register(app: typer.Typer) -> None:
@@ -64,13 +54,9 @@ def export(
     tiue export my-student --to checkpoint --dtype float16 --out my-student.safetensors
     """
     started = time.monotonic()
-    for name, value, choices in (
-        ("--to", to, ("onnx", "openvino", "pt2", "checkpoint")),
-        ("--decoders", decoders, DECODERS),
-        ("--dtype", dtype, ("float32", "float16")),
-    ):
-        if value not in choices:
-            raise typer.BadParameter(f"{value}: give {' or '.join(choices)}", param_hint=name)
+    one_of("--to", to, ("onnx", "openvino", "pt2", "checkpoint"))
+    one_of("--decoders", decoders, DECODERS)
+    one_of("--dtype", dtype, ("float32", "float16"))
     suffix = {"checkpoint": ".safetensors", "openvino": ".xml"}.get(to, f".{to}")
     if out.suffix != suffix:
         raise typer.BadParameter(f"{out}: let it end in {suffix}", param_hint="--out")
@@ -170,7 +156,6 @@ def _load(source: Any, dtype: str, loras: list[Any]) -> Any:
     from ..students.lora import load_loras
 
     pipe = load(source, device="cpu", dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
     if loras:
         load_loras(pipe, loras)
         pipe.fuse_lora()

@@ -27,6 +27,7 @@ from .options import (
     Quiet,
     Side,
     Steps,
+    one_of,
     student_names,
 )
 from .origin import Origin
@@ -155,10 +156,8 @@ def generate(
     from ..core.arguments import DECODERS, GUIDED
     from ..students.lora import Lora
 
-    if decoders not in (None, *DECODERS):
-        raise typer.BadParameter(
-            f"{decoders}: give {' or '.join(DECODERS)}", param_hint="--decoders"
-        )
+    if decoders is not None:
+        one_of("--decoders", decoders, DECODERS)
     options.loras = [Lora.parse(text) for text in settings.pop("lora") or []]
     options.take(settings | given | switches)
     if like is not None:

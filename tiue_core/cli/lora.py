@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json
+from .options import AcceptLicense, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -73,9 +73,7 @@ def lora(
     ] = None,
     sample_every: Annotated[int | None, typer.Option(show_default="100")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence of what is downloaded.")
-    ] = False,
+    accept_license: AcceptLicense = False,
     json: Json = False,
 ) -> None:
     """Teach a one-pass student something new from a few pictures; run again, it goes on.
@@ -85,11 +83,7 @@ def lora(
     from ..io.files import file_hash
     from ..io.messages import quiet_libraries
     from ..train.recipe import LoraRecipe, checked
-    from .console import (
-        emit,
-        progress,
-        say,
-    )
+    from .console import emit, progress, say
 
     given = {
         "teacher": teacher,

@@ -1,5 +1,6 @@
 """Options that mean the same in several commands."""
 
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ Base = Annotated[str | None, typer.Option(help="Folder with what a single-file s
 Device = Annotated[str | None, typer.Option(show_default="the best", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16.")]
 AcceptLicense = Annotated[
-    bool, typer.Option("--accept-license", help="Accept the licence of a student to download.")
+    bool, typer.Option("--accept-license", help="Accept the licence of what is downloaded.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
@@ -19,6 +20,12 @@ Engine = Annotated[
     str,
     typer.Option(help="torch, onnxruntime, openvino, or auto: the fastest that has a graph here."),
 ]
+
+
+def one_of(option: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a value that is not one of those allowed."""
+    if value not in allowed:
+        raise typer.BadParameter(f"{value}: give {' or '.join(allowed)}", param_hint=option)
 
 
 def student_names(incomplete: str) -> list[str]:

@@ -68,7 +68,6 @@ def _load(options: PictureOptions, source: Any) -> Any:
 
     quiet_libraries()
     pipe = load(source, device=options.device, dtype=options.dtype)
-    pipe.set_progress_bar_config(disable=True)
     load_loras(pipe, options.loras)
     if options.draft:
         pipe.load_draft(accept_license=options.accept_license)

@@ -39,6 +39,12 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
+def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a config's ``sample_size``, which is both of them or one for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def latent_side(name: str, pixels: int, factor: int) -> int:
     """A picture's side in latents of ``factor`` px, or one line that says what to give."""
     if pixels % factor:

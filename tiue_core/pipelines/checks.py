@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.arguments import latent_side, whole
+from ..core.arguments import both_sides, latent_side, whole
 from ..core.unet import SplitUNet
 
 
@@ -55,15 +55,14 @@ def latent_shape(
         ValueError: the noise given or the size asked for does not fit.
     """
     channels, factor = pipe.unet.config.in_channels, pipe.vae_scale_factor
-    own = pipe.unet.config.sample_size
-    sides = own if isinstance(own, list | tuple) else (own, own)
+    sides = both_sides(pipe.unet.config.sample_size)
     if latents is not None:
         if latents.ndim != 4 or latents.shape[:2] != (total, channels):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}: give noise of shape "
                 f"({total}, {channels}, height / {factor}, width / {factor})"
             )
-        sides = tuple(latents.shape[2:])
+        sides = latents.shape[2], latents.shape[3]
     shape = [channels]
     for name, given, side in zip(("height", "width"), (height, width), sides, strict=True):
         pixels = side * factor if given is None else whole(name, given, 1)

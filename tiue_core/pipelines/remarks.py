@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.arguments import both_sides
 from ..shared.altered import unheard
 from ..students.vocabulary import Vocabulary, size_note
 
@@ -26,9 +27,9 @@ class Remarks:
         vocabulary: Vocabulary = pipe.vocabulary
         words = [word for word in vocabulary.unknown(texts) if word not in self._words]
         notes = [vocabulary.note(words, again=bool(self._words))] if words else []
-        factor, own = pipe.vae_scale_factor, pipe.unet.config.sample_size
-        sides = own if isinstance(own, list | tuple) else (own, own)
-        size = size_note(width * factor, height * factor, (sides[1] * factor, sides[0] * factor))
+        factor = pipe.vae_scale_factor
+        tall, wide = both_sides(pipe.unet.config.sample_size)
+        size = size_note(width * factor, height * factor, (wide * factor, tall * factor))
         notes += [size] if size and size not in self._sizes else []
         why = unheard(pipe.unet)
         if why is not None and why not in self._unheard:

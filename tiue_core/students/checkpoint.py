@@ -13,11 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..core.arguments import both_sides
 from ..core.schedule import STEPS, OneWaySchedule
 from ..errors import TiueError
 from ..io.files import check_writable, explain, read_header, sort_metadata, to_disk
 from . import original
-from .folder import MODELS, check_folder, models_of, weights
+from .folder import MODELS, check_folder, models_of, read_json, weights
 
 STABLE_DIFFUSION = {
     "num_train_timesteps": 1000,
@@ -34,6 +35,7 @@ STABLE_DIFFUSION = {
 BLANK = "force_zeros_for_empty_prompt"  # in an index, of SDXL's layout
 KEY = "tiue"  # of our entry in the metadata
 FORMAT = 1
+_AGAIN = "copy the folder again"
 _ARCHITECTURES = {
     768: "stable-diffusion-v1",
     original.OPEN_CLIP: "stable-diffusion-v2-512",
@@ -67,6 +69,27 @@ class Made:
         """Where a file does not say: as Stable Diffusion's students are made."""
         scheduler = {**STABLE_DIFFUSION, "prediction_type": prediction_type}
         return cls(name, scheduler, steps=STEPS, timesteps=None, side=512)
+
+    @classmethod
+    def of_index(
+        cls, name: str, index: Mapping[str, Any], scheduler: Mapping[str, Any], side: int
+    ) -> Made:
+        """As a diffusers folder says, or a pipeline's config.
+
+        Args:
+            index: of ``model_index.json``.
+            scheduler: its config.
+            side: in pixels.
+        """
+        timesteps = index.get("timesteps")
+        return cls(
+            name,
+            scheduler={k: v for k, v in scheduler.items() if not k.startswith("_")},
+            steps=index.get("steps") or STEPS if timesteps is None else len(timesteps),
+            timesteps=None if timesteps is None else list(timesteps),
+            side=side,
+            blank_zeros=index.get(BLANK, True) if "text_encoder_2" in index else None,
+        )
 
     def schedule(self, steps: int = 0, decoders: str = "exact") -> OneWaySchedule:
         """For K = `steps`, 0 for the student's own; `decoders` as for ``from_config``."""
@@ -122,16 +145,16 @@ class Parts:
         from safetensors.torch import load_file
 
         check_folder(folder)
-        index = _json(folder / "model_index.json")
+        index = read_json(folder / "model_index.json", _AGAIN)
         names = models_of(folder)
-        configs = {name: _json(folder / name / "config.json") for name in names}
+        configs = {name: read_json(folder / name / "config.json", _AGAIN) for name in names}
         tensors: dict[str, dict[str, Any]] = {}
         for name in names:
             tensors[name] = {}
             for path in weights(folder / name):
                 tensors[name].update(load_file(path))
-        scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-        return cls(_made(folder.resolve().name, scheduler, index, configs), configs, tensors)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json", _AGAIN)
+        return cls(_made(folder.resolve().name, index, scheduler, configs), configs, tensors)
 
     @classmethod
     def of_pipeline(cls, pipe: Any, name: str) -> Parts:
@@ -143,8 +166,7 @@ class Parts:
             for part, model in models.items()
         }
         tensors = {part: model.state_dict() for part, model in models.items()}
-        scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
-        return cls(_made(name, scheduler, pipe.config, configs), configs, tensors)
+        return cls(_made(name, pipe.config, pipe.scheduler.config, configs), configs, tensors)
 
 
 def write(
@@ -212,21 +234,7 @@ def metadata(made: Made, context: int) -> dict[str, str]:
     }
 
 
-def _made(name: str, scheduler: Any, index: Mapping[str, Any], configs: Mapping[str, Any]) -> Made:
-    timesteps = index.get("timesteps")
-    steps = index.get("steps") or STEPS
+def _made(name: str, index: Any, scheduler: Any, configs: Mapping[str, Any]) -> Made:
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    side = configs["unet"].get("sample_size") or 64
-    side = side if isinstance(side, int) else max(side)
-    return Made(
-        name=name,
-        scheduler={k: v for k, v in scheduler.items() if not k.startswith("_")},
-        steps=steps if timesteps is None else len(timesteps),
-        timesteps=None if timesteps is None else list(timesteps),
-        side=side * factor,
-        blank_zeros=index.get(BLANK, True) if "text_encoder_2" in configs else None,
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    side = max(both_sides(configs["unet"].get("sample_size") or 64))
+    return Made.of_index(name, index, scheduler, side * factor)

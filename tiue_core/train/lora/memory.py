@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ...core.arguments import both_sides
 from ...core.forward_process import Noising
 from ...core.packed import extra_rows, take_packed
 from ..pairs import Pairs
@@ -81,9 +82,8 @@ def _peak(
     config, kind = dict(pipeline.unet.config), type(pipeline.unet)
     length = pipeline.tokenizer.model_max_length + extra_rows(pipeline.unet)
     width = pipeline.unet.config.cross_attention_dim
-    size, factor = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
-    shape = (config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size)))
-    schedule, batch = pipeline.schedule(), recipe.batch_size
+    shape = (config["in_channels"], *both_sides(config["sample_size"]))
+    schedule, batch, factor = pipeline.schedule(), recipe.batch_size, pipeline.vae_scale_factor
     with torch.device("meta"), default_dtype(dtype):
         student, teacher = kind.from_config(config), kind.from_config(config)
     for unet in (student, teacher):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...core.arguments import both_sides
 from ...core.forward_process import Noising
 from ...core.noise import draw_noise
 from ...core.packed import split, take_packed
@@ -82,8 +83,7 @@ def make_parts(
     captions = list(dict.fromkeys(pictures.captions))
     embeds = pipeline.encode_prompt(captions).float()
     index = {caption: row for row, caption in enumerate(captions)}
-    size = unet.config.sample_size
-    shape = (unet.config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+    shape = (unet.config.in_channels, *both_sides(unet.config.sample_size))
     groups = [
         Group(_encode(recipe, pipeline, pictures, bucket), embeds[rows])
         for bucket, rows in _buckets(recipe, pictures, index).items()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from ...core.arguments import both_sides
 from ...errors import TiueError
 from ...io.files import check_writable, explain, write_atomically
 from ...optimize.cpu import give_back_pages
@@ -154,8 +155,7 @@ def load_teacher(recipe: LoraRecipe, pipeline: Any, accept_license: Any) -> Any:
 
 def pictures_of(recipe: LoraRecipe, pipeline: Any) -> Pictures:
     """The folder, read for the sizes this student works at."""
-    size, factor = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
-    side = min(size) if isinstance(size, list | tuple) else size
+    side, factor = min(both_sides(pipeline.unet.config.sample_size)), pipeline.vae_scale_factor
     levels = len(pipeline.unet.config.block_out_channels) - 1
     return read_pictures(
         recipe.images, recipe.trigger, side=side * factor, multiple=factor * 2**levels
