@@ -20,12 +20,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 )
 from torch import Tensor, nn
 
-from ...tiue_core.shared.exact import (
-    NotUnderstoodError,
-    doubling_kernel,
-    interleaved,
-    split_groups,
-)
+from ...tiue_core.shared.exact import NotUnderstoodError, doubling_kernel, interleaved, split_groups
 from .unet import ComfyUNet
 
 PATCHES = ("output_block_patch", "forward_timestep_embed_patch")

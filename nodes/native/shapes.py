@@ -6,13 +6,7 @@ from typing import Any
 
 from comfy import model_base, supported_models
 
-from ...tiue_core.students.ldm_config import (
-    Config,
-    check_widths,
-    multiple,
-    require,
-    unet_config,
-)
+from ...tiue_core.students.ldm_config import Config, check_widths, multiple, require, unet_config
 
 __all__ = ["model_config", "unet_config", "vae_params"]
 

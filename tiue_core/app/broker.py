@@ -17,13 +17,7 @@ from ..errors import TiueError
 from ..io.messages import one_line
 from .paint import Picture, paint
 from .state import Order, ServerConfig
-from .worker import (
-    LeftError,
-    Models,
-    SupersededError,
-    Work,
-    Worker,
-)
+from .worker import LeftError, Models, SupersededError, Work, Worker
 
 
 class RequestBroker:

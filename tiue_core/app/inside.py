@@ -14,23 +14,8 @@ from PIL import Image
 from .broker import RequestBroker, told
 from .choices import Choices
 from .facts import decoders_of
-from .paint import (
-    Picture,
-    Stopwatch,
-    noted,
-    pictures_of,
-    plainly,
-    png_of,
-    ready,
-    watched_pass,
-)
-from .parts import (
-    bars,
-    data_url,
-    empty,
-    figure,
-    gallery,
-)
+from .paint import Picture, Stopwatch, noted, pictures_of, plainly, png_of, ready, watched_pass
+from .parts import bars, data_url, empty, figure, gallery
 from .parts import png_of as plain_png
 from .state import Order, ServerConfig
 from .worker import Models

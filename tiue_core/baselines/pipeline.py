@@ -9,13 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.arguments import (
-    latent_side,
-    one_of,
-    seeds_of,
-    texts_of,
-    whole,
-)
+from ..core.arguments import latent_side, one_of, seeds_of, texts_of, whole
 from ..pipelines.base import OUTPUT_TYPES, TiueOutput, _joined
 from ..pipelines.vae import decode
 from ..shared.finite import check_picture

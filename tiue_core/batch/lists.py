@@ -23,15 +23,7 @@ from .limits import END, tick
 from .lists_csv import read_csv
 from .lists_yaml import read_yaml
 from .rows import Raw, Unreadable, as_row
-from .schema import (
-    KNOWN,
-    BadRow,
-    Placed,
-    check_row,
-    known_name,
-    prompt_column,
-    shown,
-)
+from .schema import KNOWN, BadRow, Placed, check_row, known_name, prompt_column, shown
 
 Rows = Iterator[Placed | BadRow]
 

@@ -19,14 +19,7 @@ from ..shared import SharedUNet
 from ..shared.doubling import double_cheaply
 from ..shared.layers import as_written
 from .shapes import flops, models
-from .systems import (
-    GUIDED_STEPS,
-    Stages,
-    System,
-    authors,
-    loop,
-    one_way,
-)
+from .systems import GUIDED_STEPS, Stages, System, authors, loop, one_way
 
 
 class Bench:

@@ -21,12 +21,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..core.arguments import (
-    one_of,
-    seeds_of,
-    texts_of,
-    whole,
-)
+from ..core.arguments import one_of, seeds_of, texts_of, whole
 from ..core.guidance import guide
 from ..core.noise import draw_noise
 from ..core.one_pass import one_pass

@@ -23,15 +23,7 @@ from ..loop import Stopped, Task
 from ..optimizers import LossError, adam, descend, finite
 from ..pairs import Wanted, teacher_pairs
 from ..recipe import LoraRecipe
-from ..vsd import (
-    denoising,
-    distance,
-    noise_like,
-    normal_kl,
-    one_pass_of,
-    plain,
-    score_distillation,
-)
+from ..vsd import denoising, distance, noise_like, normal_kl, one_pass_of, plain, score_distillation
 from .adapters import adapt, borrowed, lora_parameters
 from .kohya import begin_with, kohya_tensors, write
 from .parts import Group, Parts
