@@ -386,12 +386,12 @@ def test_dry_run_makes_nothing(tiue: Any, plan: Plan, out: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "gif"], "'gif': give png, jpeg, webp"),
+        (["--format", "gif"], "gif: give png or jpeg or webp"),
         (["--count", "0"], "0: give 1 or more"),
         (["--names", "../x"], "leads out of the folder"),
         (["--wildcards", "nowhere"], "no folder of wildcard files"),
         (["--student", "stikers"], "try stickers"),
-        (["--engine", "rey"], "'rey': give local, ray"),
+        (["--engine", "rey"], "rey: give local or ray"),
         (["--encoding", "utf-99"], "no encoding 'utf-99'"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from .facts import size_of
+from .parts import INSTANT
 from .state import Order, ServerConfig
 
 NAMES = (
@@ -50,19 +51,14 @@ class Choices:
             preset = gr.Dropdown(choices=_presets(config, label), value=None)
             return preset, width, height, _license(config, label)
 
-        quietly: dict[str, Any] = {
-            "show_progress": "hidden",
-            "api_visibility": "private",
-            "queue": False,
-        }
         self.config = config
         follow = [self.preset, self.width, self.height, self.license]
-        self.student.input(changed, [self.student], follow, **quietly)
+        self.student.input(changed, [self.student], follow, **INSTANT)
         self.resized = self.preset.input(
             lambda size: tuple(map(int, size.split("x"))) if size else (gr.skip(), gr.skip()),
             [self.preset],
             [self.width, self.height],
-            **quietly,
+            **INSTANT,
         )
 
     @property

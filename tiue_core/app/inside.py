@@ -15,7 +15,7 @@ from .broker import RequestBroker, told
 from .choices import Choices
 from .facts import decoders_of
 from .paint import Picture, Stopwatch, noted, pictures_of, plainly, png_of, ready, watched_pass
-from .parts import bars, data_url, empty, figure, gallery
+from .parts import INSTANT, WORKING, bars, data_url, empty, figure, gallery
 from .parts import png_of as plain_png
 from .state import Order, ServerConfig
 from .worker import Models
@@ -144,7 +144,6 @@ def inside(broker: RequestBroker, choices: Choices) -> None:
             gallery(((data_url(plain_png(image)), text) for text, image in seen.features), True),
         )
 
-    quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [prompt, apart, second, seed, *gains, *choices.all]
     outputs = [picture, weights, sums, features]
     # A Textbox hears by `change` what is pasted, too, and by `input` only keys.
@@ -155,19 +154,17 @@ def inside(broker: RequestBroker, choices: Choices) -> None:
         inputs,
         outputs,
         trigger_mode="always_last",
-        concurrency_limit=None,
-        **quietly,
+        **WORKING,
     )
     choices.student.input(
         lambda label: [gr.Slider(**slider) for slider in _sliders(broker.config, label)],
         [choices.student],
         gains,
-        queue=False,
-        **quietly,
+        **INSTANT,
     )
-    apart.change(lambda on: gr.Textbox(visible=on), [apart], [second], queue=False, **quietly)
-    back = reset.click(lambda: [1] * SLIDERS, None, gains, queue=False, **quietly)
-    back.then(paint, inputs, outputs, concurrency_limit=None, **quietly)
+    apart.change(lambda on: gr.Textbox(visible=on), [apart], [second], **INSTANT)
+    back = reset.click(lambda: [1] * SLIDERS, None, gains, **INSTANT)
+    back.then(paint, inputs, outputs, **WORKING)
 
 
 def _sliders(config: ServerConfig, label: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import gradio as gr
 from ..batch.engine import Run, local
 from ..batch.jobs import Job
 from ..batch.limits import tick
-from ..batch.lists import KINDS
+from ..batch.lists import KINDS, SUFFIXES, encoding_of
 from ..batch.options import RunOptions
 from ..batch.overview import html_index
 from ..batch.schema import BadRow
@@ -26,7 +26,7 @@ from ..batch.session import BatchSession
 from ..errors import TiueError
 from .broker import RequestBroker, client_of, told
 from .choices import Choices
-from .parts import empty, table
+from .parts import INSTANT, WORKING, empty, freed, table
 from .state import ServerConfig
 
 SHOWN = 200  # rows of the table
@@ -75,17 +75,15 @@ def read_upload(path: Path, limit: int) -> tuple[str, str]:
     Raises:
         TiueError: it is too large, no list by its name, or no text.
     """
-    kind = {"yml": "yaml", "ndjson": "jsonl", "tsv": "csv"}.get(
-        path.suffix[1:].lower(), path.suffix[1:].lower()
-    )
+    suffix = path.suffix[1:].lower()
+    kind = SUFFIXES.get(suffix, suffix)
     if kind not in KINDS:
         raise TiueError(f"{path.name} is no list: give a file that ends in .{', .'.join(KINDS)}")
     if path.stat().st_size > limit:
         raise TiueError(f"{path.name} is larger than {limit >> 10} KB: give a smaller list")
     data = path.read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding_of(data))
     except UnicodeDecodeError:
         raise TiueError(f"{path.name} is no text in UTF-8: save it as UTF-8") from None
     if "\0" in text:
@@ -264,28 +262,18 @@ def lists(broker: RequestBroker, choices: Choices) -> None:
         if running is not None:
             running.cancel()
 
-    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     listed = [text, kind, choices.student]
-    quietly: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
+    quietly = {**WORKING, "trigger_mode": "always_last"}
     gr.on([text.change, kind.change], look, listed, [rows], **quietly)
-    upload.upload(read, [upload], [text, kind], show_progress="hidden", **private)
+    upload.upload(read, [upload], [text, kind], **WORKING)
     upload.upload(  # what was made of the list before is not this list's
         lambda: ("", [], gr.DownloadButton(visible=False)),
         None,
         [progress, pictures, save],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **INSTANT,
     )
     outputs = [progress, pictures, save, make, stop]
-    running = make.click(run, listed, outputs, show_progress="hidden", **private)
-    running.failure(
-        lambda: (gr.Button(interactive=True), gr.Button(interactive=False)),
-        None,
-        [make, stop],
-        queue=False,
-        api_visibility="private",
-    )
-    stop.click(halt, None, None, queue=False, **private)
+    freed(make.click(run, listed, outputs, **WORKING), make, stop)
+    stop.click(halt, None, None, **INSTANT)
     with suppress(AttributeError):
         broker.page.load(look, listed, [rows], **quietly)

@@ -14,7 +14,7 @@ import gradio as gr
 from .broker import RequestBroker, told
 from .choices import Choices
 from .paint import Picture
-from .parts import BUTTONS, PAST, STRIP_SCRIPT, empty, figure, latency, strip
+from .parts import BUTTONS, INSTANT, PAST, STRIP_SCRIPT, WORKING, empty, figure, latency, strip
 from .state import SEED_LIMIT, restored
 
 SCRIPT = Path(__file__).parent / "page.js"
@@ -93,12 +93,7 @@ def live(broker: RequestBroker, choices: Choices) -> None:
             made.append(await broker.paint(request, order, MORE))
             yield strip(made)
 
-    quietly: dict[str, Any] = {
-        "trigger_mode": "always_last",
-        "show_progress": "hidden",
-        "api_visibility": "private",
-        "concurrency_limit": None,
-    }
+    quietly = {**WORKING, "trigger_mode": "always_last"}
     painting = ([prompt, seed, pin, *choices.all], [picture, times, seed])
 
     def then_vary(event: Any) -> None:
@@ -119,17 +114,12 @@ def live(broker: RequestBroker, choices: Choices) -> None:
         inputs = [prompt, seed, fixed, *choices.all]
         then_vary(event.then(paint, inputs, painting[1], **quietly))
 
-    instantly: dict[str, Any] = {
-        "show_progress": "hidden",
-        "api_visibility": "private",
-        "queue": False,
-    }
-    repaint(dice.click(roll, None, [seed], **instantly))
+    repaint(dice.click(roll, None, [seed], **INSTANT))
 
     def take(event: gr.EventData) -> int:
         return int(event.seed)
 
-    repaint(row.select(take, None, [seed], **instantly))
+    repaint(row.select(take, None, [seed], **INSTANT))
     repaint(choices.resized)
 
     @told
@@ -153,7 +143,6 @@ def live(broker: RequestBroker, choices: Choices) -> None:
 
     restorable = [prompt, seed, *choices.restorable]
     # By the queue: without it Gradio keeps to itself what was wrong.
-    heard = {**instantly, "queue": True, "concurrency_limit": None}
-    repaint(past.select(restore, None, restorable, **heard))
+    repaint(past.select(restore, None, restorable, **WORKING))
     here = "() => [location.search]"
-    repaint(broker.page.load(arrive, [link], restorable, js=here, **heard))
+    repaint(broker.page.load(arrive, [link], restorable, js=here, **WORKING))

@@ -12,9 +12,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import gradio as gr
+
 from .paint import Picture
 
 PARTS = ("text", "encoder", "decoders", "VAE")  # of the time a picture takes
+#: Of Gradio's events: no spinner and no endpoint, ...
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+INSTANT: dict[str, Any] = {**QUIET, "queue": False}  #: ... beside the queue, ...
+WORKING: dict[str, Any] = {**QUIET, "concurrency_limit": None}  #: ... by turns of the worker's own
+
+
+def freed(running: Any, start: gr.Button, stop: gr.Button) -> Any:
+    """The event, whose failure leaves the buttons as they were before it."""
+    running.failure(
+        lambda: (gr.Button(interactive=True), gr.Button(interactive=False)),
+        None,
+        [start, stop],
+        **INSTANT,
+    )
+    return running
 
 
 def data_url(png: bytes) -> str:

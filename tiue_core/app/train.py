@@ -19,6 +19,7 @@ import gradio as gr
 from ..errors import TiueError
 from ..io.images import slug
 from .broker import RequestBroker, client_of, told
+from .parts import INSTANT, WORKING, freed
 
 METHODS = ("transfer", "paired", "one-pass")
 FILES = 200  #: pictures and captions of one training
@@ -198,25 +199,16 @@ def train(broker: RequestBroker, choices: Any) -> None:
         if broker.training is not None:
             broker.training.stop()
 
-    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     given = [files, name, trigger, choices.student, style, method, steps, more, rank, seed]
     outputs = [progress, curve, sample, save, begin, stop]
-    running = begin.click(run, given, outputs, show_progress="hidden", **private)
-    running.failure(
-        lambda: (gr.Button(interactive=True), gr.Button(interactive=False)),
-        None,
-        [begin, stop],
-        queue=False,
-        api_visibility="private",
-    )
+    running = freed(begin.click(run, given, outputs, **WORKING), begin, stop)
     running.success(
         lambda: gr.Dropdown([("none", ""), *((n, n) for n in broker.config.loras)]),
         None,
         [choices.lora],
-        queue=False,
-        api_visibility="private",
+        **INSTANT,
     )
-    stop.click(halt, None, None, queue=False, **private)
+    stop.click(halt, None, None, **INSTANT)
 
 
 class _Leaves:

@@ -83,18 +83,12 @@ class Run:
     mine: Callable[[int], bool] = lambda number: True
     counts: Counts = field(default_factory=Counts)
     cancelled: bool = False
+    finished: bool = False  # whether the whole list was gone through
     negatives: int = 0  # jobs with a negative prompt
 
     def cancel(self) -> None:
         """Stop after the batch that is being painted; what is painted is still written."""
         self.cancelled = True
-
-    @property
-    def finished(self) -> bool:
-        """Whether the whole list was gone through."""
-        return self._finished
-
-    _finished: bool = field(default=False, init=False)
 
     def __iter__(self) -> Iterator[Result]:
         """Do the work.
@@ -132,7 +126,7 @@ class Run:
                     if self.cancelled:
                         break
                 else:
-                    self._finished = not self.cancelled
+                    self.finished = not self.cancelled
                 while told:
                     yield told.popleft()
             except TiueError as why:

@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,15 +83,6 @@ class Job:
             "version": __version__,
             **{name: value for name, value in extra.items() if value},
         }
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        values = json.loads(text)
-        loras = tuple((path, strength, digest) for path, strength, digest in values["loras"])
-        return cls(**{**values, "loras": loras})
 
 
 def job_id(settings: Settings, **decides: Any) -> str:

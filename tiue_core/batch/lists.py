@@ -48,6 +48,7 @@ REFUSED = frozenset(
     ]
 )
 LINE_LIMIT = 1 << 20  # characters
+SUFFIXES = {"yml": "yaml", "ndjson": "jsonl", "tsv": "csv"}  # other names of readers
 
 
 def read_list(path: Path, *, kind: str | None = None, encoding: str | None = None) -> Rows:
@@ -66,9 +67,7 @@ def read_list(path: Path, *, kind: str | None = None, encoding: str | None = Non
             start = file.read(4)
     except OSError as error:
         raise _no_file(path, error) from None
-    if encoding is None:
-        utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "utf-16" if utf16 else "utf-8-sig"
+    encoding = encoding or encoding_of(start)
     try:
         codecs.lookup(encoding)
     except LookupError:
@@ -91,6 +90,12 @@ def read_list(path: Path, *, kind: str | None = None, encoding: str | None = Non
     return rows()
 
 
+def encoding_of(data: bytes) -> str:
+    """UTF-8, or UTF-16 where the first bytes say so."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if utf16 else "utf-8-sig"
+
+
 def once(path: Path, encoding: str | None = None) -> Path | str:
     """The path of a list, or its text where it can be read only once (a pipe; `-` is the one that
     the command itself reads from).
@@ -103,8 +108,7 @@ def once(path: Path, encoding: str | None = None) -> Path | str:
         return path
     try:
         data = sys.stdin.buffer.read() if pipe else path.read_bytes()
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode(encoding or ("utf-16" if utf16 else "utf-8-sig"))
+        return data.decode(encoding or encoding_of(data))
     except OSError as error:
         raise _no_file(path, error) from None
     except (UnicodeError, LookupError):
@@ -143,7 +147,7 @@ def _ticking(file: Iterable[str]) -> Iterator[str]:
 def kind_of(path: Path, kind: str | None = None) -> str:
     """A reader's name from what was asked for, or from the suffix."""
     wanted = (kind or path.suffix.removeprefix(".")).lower()
-    wanted = {"yml": "yaml", "ndjson": "jsonl", "tsv": "csv"}.get(wanted, wanted)
+    wanted = SUFFIXES.get(wanted, wanted)
     if wanted not in _READERS:
         raise TiueError(f"{path} is no prompt list: use .txt, .csv, .jsonl or .yaml, or --read-as")
     return wanted

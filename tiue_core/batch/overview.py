@@ -28,13 +28,18 @@ def html_index(folder: Path, records: Iterable[dict[str, Any]]) -> Path:
         entry["seed"] = str(record.get("seed", ""))  # a seed may be larger than JavaScript counts
         entry |= {key: record[key] for key in ("negative", "template") if record.get(key)}
         entry |= {f"column {key}": value for key, value in record.get("columns", {}).items()}
-        text = json.dumps(entry, ensure_ascii=False)
-        lines.append("".join(_UNSAFE.get(char, char) for char in text))
+        lines.append(in_script(entry))
     before, after = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/")
     path = own_file(folder, "index", ".html", PAGE_MARK)
     page = before + ",\n".join(lines) + after
     write_atomically(path, page.encode("utf-8", "replace"))
     return path
+
+
+def in_script(data: Any) -> str:
+    """JSON as it may stand inside <script>."""
+    text = json.dumps(data, ensure_ascii=False)
+    return "".join(_UNSAFE.get(char, char) for char in text)
 
 
 def contact_sheets(folder: Path, records: Iterable[dict[str, Any]]) -> list[Path]:
@@ -55,12 +60,11 @@ def contact_sheets(folder: Path, records: Iterable[dict[str, Any]]) -> list[Path
 
 def _strips(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     # One picture a row would make a tall and narrow sheet: those stand side by side.
-    for line, group in groupby(records, key=lambda record: record.get("line")):
+    for _, group in groupby(records, key=lambda record: record.get("line")):
         pictures = list(islice(group, 10_000))
         while pictures:
             yield pictures[:COLUMNS]
             pictures = pictures[COLUMNS:]
-        _ = line
 
 
 def _page(folder: Path, strips: list[list[dict[str, Any]]]) -> Any:

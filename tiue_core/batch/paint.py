@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.memory import out_of_memory
 from ..errors import TiueError
 from ..export.metadata import check_size
+from ..io.record import versions
 from ..students.lora import Lora, load_loras
 from ..students.vocabulary import notes
 from .jobs import Job, Settings
@@ -52,14 +53,7 @@ class Painter:
     def record(self, job: Job) -> dict[str, Any]:
         """The metadata of a job's picture: enough to make it again."""
         if self._record is None:
-            import diffusers
-            import torch
-
-            self._record = {
-                **self._student(),
-                "torch": str(torch.__version__),  # it is a class of torch's own
-                "diffusers": diffusers.__version__,
-            }
+            self._record = {**self._student(), **versions()}
         own = {"timesteps": self._timesteps(job), **job.record()}
         # what a system that is no student says of itself: its sampler, its guidance
         return {**self._record, **own, **getattr(self.pipe, "facts", {})}

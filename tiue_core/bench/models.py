@@ -18,6 +18,7 @@ from ..optimize.optimize import LAYOUTS
 from ..shared import SharedUNet
 from ..shared.doubling import double_cheaply
 from ..shared.layers import as_written
+from ..shared.unet import directly
 from .shapes import flops, models
 from .systems import GUIDED_STEPS, Stages, System, authors, loop, one_way
 
@@ -51,7 +52,7 @@ class Bench:
         self.vae, self.tiny = (m.to(self.device, dtype).to(**place) for m in (made.vae, made.tiny))
         self.text = made.text_encoder.to(self.device, dtype)
         captured = capture and not self.on_cpu
-        self.run: Callable[..., Any] = Graphs(limit=64) if captured else _direct
+        self.run: Callable[..., Any] = Graphs(limit=64) if captured else directly
 
         self.thrifty = SharedUNet(self.unet, prepare=self._prepare, run=self.run)
         self.split = SharedUNet(self.unet, parts=(), prepare=self._prepare, run=self.run)
@@ -160,7 +161,3 @@ def _copied(model: Any, all: bool) -> Any:
     """A copy; if not of all, only of the weights that have a layout."""
     shared = [] if all else [weight for weight in model.parameters() if weight.ndim != 4]
     return copy.deepcopy(model, {id(weight): weight for weight in shared})
-
-
-def _direct(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.memory import out_of_memory
 from ..optimize import cpu
 from ..shared.layers import as_written
 from .memory import Peak
@@ -70,7 +71,9 @@ def bench(
             say(f"{system.name}, batch {size}")
             try:
                 some = rounds_of(made, [system], size, max(rounds // 2, 2), lambda line: None)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 say(f"{system.name}: out of memory at batch {size}")
                 continue
             per_second[system.name][size] = size / summary(some, system)["total"]

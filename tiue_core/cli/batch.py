@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .batch_terminal import TOLD, Session, clock, share
-from .options import AcceptLicense, Base, Debug, Device, Dtype, Json, Steps, one_of
+from .options import AcceptLicense, Base, Debug, Device, Dtype, Json, Steps
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +107,7 @@ def batch(
     from ..io.files import check_writable
     from ..io.images import SUFFIXES
     from ..optimize.engines import CHOICES
-    from .console import ask_license, progress
+    from .console import ask_license, one_of, progress
 
     image_format = {"jpg": "jpeg"}.get(image_format.lower(), image_format.lower())
     one_of("--format", image_format, SUFFIXES)

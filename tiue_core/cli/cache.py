@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AcceptLicense, Debug, Json, one_of
+from .options import AcceptLicense, Debug, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +58,7 @@ def make_graphs(
     from ..core.arguments import DECODERS
     from ..errors import TiueError
     from ..io.messages import first_line, need_torch, quiet_libraries
-    from .console import ask_license, progress
+    from .console import ask_license, one_of, progress
 
     one_of("--decoders", decoders, DECODERS)
     need_torch()

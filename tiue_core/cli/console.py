@@ -7,11 +7,12 @@ errors alone.
 """
 
 import json
+import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -112,6 +113,12 @@ def _arrange(commands: Mapping[str, Any]) -> None:
                 option.rich_help_panel = panels[option.name]
 
 
+def one_of(option: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a value that is not one of those allowed."""
+    if value not in allowed:
+        raise typer.BadParameter(f"{value}: give {' or '.join(allowed)}", param_hint=option)
+
+
 def say(message: str, colour: str = "") -> None:
     """One line to stderr; its first word in colour where that is a terminal."""
     if _quiet and not message.startswith("error:"):
@@ -176,6 +183,18 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(what, total=total)
         yield lambda by: bar.advance(task, by)
+
+
+def log_training() -> None:
+    """The trainer's log lines, and other libraries' warnings, on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tiue").setLevel(logging.INFO)
+
+
+def tell_update(done: int, total: int, values: Mapping[str, float]) -> None:
+    """A line of a training's figures."""
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    say(f"{done}/{total}  {figures}")
 
 
 def ask_license(accepted: bool) -> bool | Callable[[str], bool]:

@@ -20,15 +20,11 @@ def register(app: typer.Typer) -> None:
 
         Example: tiue distill tiue_core/stickers/recipes/5-student.yaml
         """
-        import logging
-        import sys
-
         from ..train.recipe import load_recipe
         from ..train.run import run
-        from .console import emit, progress, say
+        from .console import emit, log_training, progress, say, tell_update
 
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("tiue").setLevel(logging.INFO)
+        log_training()
         checked = load_recipe(recipe)
         with progress(recipe.stem, checked.steps) as advance:
             seen = 0
@@ -37,8 +33,7 @@ def register(app: typer.Typer) -> None:
                 nonlocal seen
                 advance(done - seen)
                 seen = done
-                figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                say(f"{done}/{total}  {figures}")
+                tell_update(done, total, values)
 
             result = run(checked, report, say)
         if json_output:

@@ -12,8 +12,8 @@ import typer
 from ..core.arguments import DECODERS
 from ..errors import TiueError
 from ..io.messages import quiet_libraries
-from .console import ask_license, emit, progress
-from .options import AcceptLicense, Base, Json, Side, Steps, one_of
+from .console import ask_license, emit, one_of, progress
+from .options import AcceptLicense, Base, Json, Side, Steps
 
 
 def register(app: typer.Typer) -> None:

@@ -15,7 +15,7 @@ from ..errors import TiueError
 from ..io.files import check_writable
 from ..io.messages import need_torch
 from .config import configured
-from .console import ask_license, say
+from .console import ask_license, one_of, say
 from .options import (
     AcceptLicense,
     Base,
@@ -27,7 +27,6 @@ from .options import (
     Quiet,
     Side,
     Steps,
-    one_of,
     student_names,
 )
 from .origin import Origin

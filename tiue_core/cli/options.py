@@ -1,6 +1,5 @@
 """Options that mean the same in several commands."""
 
-from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -20,12 +19,6 @@ Engine = Annotated[
     str,
     typer.Option(help="torch, onnxruntime, openvino, or auto: the fastest that has a graph here."),
 ]
-
-
-def one_of(option: str, value: str, allowed: Collection[str]) -> None:
-    """Refuse a value that is not one of those allowed."""
-    if value not in allowed:
-        raise typer.BadParameter(f"{value}: give {' or '.join(allowed)}", param_hint=option)
 
 
 def student_names(incomplete: str) -> list[str]:

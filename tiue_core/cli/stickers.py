@@ -30,17 +30,13 @@ def make(
 
     Example: tiue stickers make tiue_core/stickers/recipes/full
     """
-    import logging
-    import sys
-
     import torch
 
     from ..pipelines.load import device_of
     from ..train import make as series_of
-    from .console import emit, say
+    from .console import emit, log_training, say, tell_update
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("tiue").setLevel(logging.INFO)
+    log_training()
     series = series_of.stages(recipes or series_of.RECIPES)
     planned = series_of.plan(series, torch.device(device_of(None)))
     for name, seconds in planned:
@@ -49,12 +45,7 @@ def make(
     say(f"all of them: about {total / 3600:.1f} hours")
     if plan:
         return emit({"seconds": dict(planned)}) if json_output else None
-
-    def report(done: int, steps: int, values: dict[str, float]) -> None:
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        say(f"{done}/{steps}  {figures}")
-
-    results = series_of.make(series, report, say)
+    results = series_of.make(series, tell_update, say)
     if json_output:
         emit({"results": [str(folder) for folder in results]})
     else:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ..batch.overview import in_script
 from ..io.files import write_atomically
 from . import plots, table
 
 TEMPLATE = Path(__file__).parent / "flip.html"
-_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # inside <script>, JSON stays JSON
 
 
 def write_report(result: dict[str, Any], out: Path, beside: bool = False) -> list[Path]:
@@ -47,6 +46,4 @@ def flip_page(result: dict[str, Any]) -> str:
         ],
         "table": lines,
     }
-    text = json.dumps(data, ensure_ascii=False)
-    safe = "".join(_UNSAFE.get(char, char) for char in text)
-    return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", safe)
+    return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", in_script(data))

@@ -48,7 +48,8 @@ def versions() -> dict[str, str]:
     import diffusers
     import torch
 
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    # torch's is a class of its own
+    return {"torch": str(torch.__version__), "diffusers": diffusers.__version__}
 
 
 def guidance_record(guidance: float, negative: str = "") -> dict[str, Any]:

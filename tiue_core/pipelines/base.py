@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,7 +183,10 @@ class TiuePipeline(StudentPipeline):
         tokens = [tokenize(*given, limit) for given in zip(tokenizers, words, strict=True)]
         pairs = [(one.input_ids, one.attention_mask) for one in tokens]
         rows = [zip(*pair, strict=True) for pair in pairs]
-        told = zip(*([(*map(_bytes, one),) for one in each] for each in rows), strict=True)
+        told = zip(
+            *([tuple(x.numpy().tobytes() for x in one) for one in each] for each in rows),
+            strict=True,
+        )
         keys = [*zip(texts, told, strict=True)]
         row_of = {key: row for row, key in enumerate(keys)}
         device = device or self._execution_device
@@ -202,10 +204,9 @@ class TiuePipeline(StudentPipeline):
     def _encode_texts(self, texts: list[str], tokens: list[tuple[Tensor, ...]]) -> Tensor:
         """Texts and what each tokenizer makes of them, ids and mask (B, N), to (B, N, D)."""
         ((ids, mask),) = tokens
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        run = partial(self.text_encoder, ids, attention_mask=mask if masked else None)
-        plain = partial(_first, run)
-        return plain() if masked else self._embed(ids, plain)
+        if getattr(self.text_encoder.config, "use_attention_mask", False):
+            return self.text_encoder(ids, attention_mask=mask)[0]
+        return self._embed(ids, lambda: self.text_encoder(ids, attention_mask=None)[0])
 
     def _embed(self, ids: Tensor, plain: Callable[[], Tensor]) -> Tensor:
         """What ``plain`` answers of the first tokenizer's ids, or an engine in its place."""
@@ -230,14 +231,6 @@ class TiuePipeline(StudentPipeline):
         images = decode(vae, latents) if run is None else run.image(vae, latents, decode)
         check_picture(self, latents, images)
         return self.image_processor.postprocess(images, output_type=output_type)
-
-
-def _first(run: Callable[[], Any]) -> Tensor:
-    return run()[0]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.numpy().tobytes()
 
 
 def _joined(batches: list[Any]) -> Any:

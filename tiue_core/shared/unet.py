@@ -44,7 +44,7 @@ class SharedUNet(SplitUNet):
     ) -> None:
         super().__init__(unet)
         self.parts, self.prepare = tuple(parts), prepare
-        self.run: Callable[..., Any] = run or _at_once
+        self.run: Callable[..., Any] = run or directly
         self.without: set[str] = set()
         self._decoder: Decoder | None = None
         self._made_of: tuple = ()
@@ -259,5 +259,6 @@ def shared(unet: Any, factor: int, **options: Any) -> SharedUNet:
     return SharedUNet(unet, **options)
 
 
-def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+def directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What runs a part where nothing is captured."""
     return function(*arguments)

@@ -19,7 +19,6 @@ from ..students import hub
 from ..students.models import load_model, load_tokenizer
 from .recipe import DistillRecipe
 
-SIDE = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)  #: of CLIP's training images
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 

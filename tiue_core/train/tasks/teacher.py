@@ -25,6 +25,7 @@ from ...pipelines.vae import decode, encode_mean
 from ...stickers.render import render, to_unit
 from ...stickers.words import make_tokenizer
 from ...stickers.world import Scene, World
+from ...students.checkpoint import STABLE_DIFFUSION
 from ..attention import written_out
 from ..grids import grid
 from ..loop import Task
@@ -35,19 +36,7 @@ from .autoencoder import load_autoencoder
 logger = logging.getLogger("tiue.train")
 
 #: Stable Diffusion 2.1-base's scheduler; the miniature keeps it to the letter.
-SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "timestep_spacing": "leading",
-    "prediction_type": "epsilon",
-}
-
-
+SCHEDULER = {**STABLE_DIFFUSION, "prediction_type": "epsilon"}
 ENCODED = 64  #: scenes at once
 
 
