@@ -98,7 +98,7 @@ class DistillRecipe(Recipe):
         0.0,
         ge=0,
         description="weight of the distance to the drawn scene of `world` that is nearest to what "
-        "the student painted; without `pairs`, `perceptual` looks at that scene",
+        "`init` paints; without `pairs`, `perceptual` looks at that scene",
     )
     adversarial: float = Field(0.0, ge=0, description="weight of the critic's judgement")
     critic_learning_rate: float = 1e-3
@@ -151,6 +151,10 @@ class DistillRecipe(Recipe):
             )
         if self.nearest_scene and self.world is None:
             raise ValueError("nearest_scene draws scenes of `world`: name it in the recipe too")
+        if self.nearest_scene and self.init is None:
+            raise ValueError(
+                "nearest_scene looks at what a student paints: give its UNet as `init`"
+            )
         if self.perceptual and (self.images or self.world_images):
             raise ValueError("perceptual wants the teacher's sample of the same noise, not images")
         if (self.images or self.world_images) and not self.adversarial:

@@ -24,7 +24,7 @@ class Shown:
 
     pairs: Pairs | None = None
     images: RealImages | None = None
-    nearest: Callable[[Tensor, Tensor], Tensor] | None = None  # (latents, rows) -> latents
+    nearest: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # ``nearest_scenes.py``
 
 
 def shown(
@@ -34,6 +34,7 @@ def shown(
     empty: Tensor,
     shape: tuple[int, int, int],
     accelerator: Accelerator,
+    nearest: NearestScenes | None = None,
 ) -> Shown:
     """Made, or read where an earlier start of the run made it; ``shape`` is of one latents."""
     images = recipe.images or recipe.world_images
@@ -46,5 +47,5 @@ def shown(
     return Shown(
         pairs,
         real_images(recipe, pipeline, accelerator) if images else None,
-        NearestScenes(recipe, pipeline, accelerator) if recipe.nearest_scene else None,
+        nearest,
     )

@@ -12,7 +12,8 @@ so one UNet in memory serves as both teachers. K = 1 at t = 999 without the KL t
 
 Where compute is scarce, two terms on samples that the teacher painted once (``pairs.py``), prompts
 alone still, take the student further in fewer updates: regression onto the teacher's sample of the
-same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD.
+same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD. A world that
+can be drawn takes it beyond that teacher (``nearest_scenes.py``).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from ..embeds import Embeds
 from ..grids import grid
 from ..loop import Task, adam, backward, optimizer, optimizer_step, trainable
 from ..low_rank import give_adapters, write_adapters
+from ..nearest_scenes import NearestScenes
 from ..prompts import PromptTokens, load_prompts
 from ..real_images import with_images
 from ..recipe import DistillRecipe
@@ -75,6 +77,8 @@ class DistillTask(Task):
         if recipe.weights == "bfloat16":
             student.to(torch.bfloat16)
             self.pipeline.unet.to(torch.bfloat16)
+        if recipe.nearest_scene:
+            self.beginning = copy.deepcopy(student).eval().requires_grad_(False)
         student.requires_grad_(True)
         if recipe.low_rank:
             student = self._low_rank(student)
@@ -146,7 +150,12 @@ class DistillTask(Task):
             self.clip.prepare(accelerator)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
-        given = (self.tokens, self.empty, self.shape, accelerator)
+        nearest = None
+        if recipe.nearest_scene:
+            beginning = self.split(self.beginning.to(accelerator.device))
+            vae = self.pipeline.vae
+            nearest = NearestScenes(recipe, beginning, self.schedule, vae, accelerator)
+        given = (self.tokens, self.empty, self.shape, accelerator, nearest)
         self.shown = shown(recipe, self.pipeline, *given)
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -220,7 +229,7 @@ class DistillTask(Task):
         if recipe.regression:
             losses["regression"] = (recipe.regression, vsd.distance(latents, painted))
         if self.shown.nearest is not None:
-            scenes = self.shown.nearest(latents.detach(), rows)
+            scenes = self.shown.nearest(noise, wanted, rows)
             losses["nearest_scene"] = (recipe.nearest_scene, vsd.distance(latents, scenes))
             painted = painted if recipe.pairs else scenes
         told = None
