@@ -166,7 +166,7 @@ def test_its_plan_is_made_without_drawing(recipe: DistillRecipe) -> None:
     ("lines", "words"),
     [
         ("prompts: y\n", "nearest_scene draws scenes of `world`"),
-        ("world: {}\n", "nearest_scene looks at what a student paints: give its UNet as `init`"),
+        ("world: {}\n", "nearest_scene looks at what a student paints: give it as `init`"),
     ],
 )
 def test_it_needs_the_world_and_a_student(tmp_path: Path, lines: str, words: str) -> None:

@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from ..core.packed import split
 from ..core.schedule import OneWaySchedule
-from ..core.unet import SplitUNet
 from ..pipelines.vae import decode, encode_mean
 from ..stickers.nearest import nearest
 from ..stickers.render import render, to_unit
 from ..stickers.world import World
+from ..students.models import load_model
+from .attention import written_out
 from .prompts import world_scenes
 from .recipe import DistillRecipe
 from .vsd import one_pass_of
@@ -32,20 +35,22 @@ from .vsd import one_pass_of
 
 class NearestScenes:
     """``scenes(noise, prompt_embeds, rows)``: (B, C, h, w), (B, N, D) and (B,) -> z (B, C, h, w) of
-    the scenes that are nearest to what ``student`` paints of them."""
+    the scenes that are nearest to what the recipe's ``init`` paints of them."""
 
     def __init__(
         self,
         recipe: DistillRecipe,
-        student: SplitUNet,
+        pipeline: Any,
         schedule: OneWaySchedule,
-        vae: Any,
         accelerator: Accelerator,
     ):
-        assert recipe.world is not None
+        assert recipe.world is not None and recipe.init is not None
         self.world, self.scenes = World(**recipe.world.model_dump()), world_scenes(recipe)
-        self.student, self.schedule = student, schedule
-        self.vae, self.accelerator = vae, accelerator
+        unet = load_model(UNet2DConditionModel, recipe.init).eval().requires_grad_(False)
+        if accelerator.device.type == "cpu":
+            written_out(unet)
+        self.student = split(unet.to(accelerator.device), pipeline.vae_scale_factor)
+        self.schedule, self.vae, self.accelerator = schedule, pipeline.vae, accelerator
 
     @torch.no_grad()
     def __call__(self, noise: Tensor, prompt_embeds: Tensor, rows: Tensor) -> Tensor:

@@ -152,9 +152,7 @@ class DistillRecipe(Recipe):
         if self.nearest_scene and self.world is None:
             raise ValueError("nearest_scene draws scenes of `world`: name it in the recipe too")
         if self.nearest_scene and self.init is None:
-            raise ValueError(
-                "nearest_scene looks at what a student paints: give its UNet as `init`"
-            )
+            raise ValueError("nearest_scene looks at what a student paints: give it as `init`")
         if self.perceptual and (self.images or self.world_images):
             raise ValueError("perceptual wants the teacher's sample of the same noise, not images")
         if (self.images or self.world_images) and not self.adversarial:

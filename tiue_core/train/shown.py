@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..core.schedule import OneWaySchedule
 from .nearest_scenes import NearestScenes
 from .pairs import Pairs, Wanted, teacher_pairs
 from .prompts import PromptTokens
@@ -30,11 +31,11 @@ class Shown:
 def shown(
     recipe: DistillRecipe,
     pipeline: Any,
+    schedule: OneWaySchedule,
     tokens: PromptTokens,
     empty: Tensor,
     shape: tuple[int, int, int],
     accelerator: Accelerator,
-    nearest: NearestScenes | None = None,
 ) -> Shown:
     """Made, or read where an earlier start of the run made it; ``shape`` is of one latents."""
     images = recipe.images or recipe.world_images
@@ -47,5 +48,5 @@ def shown(
     return Shown(
         pairs,
         real_images(recipe, pipeline, accelerator) if images else None,
-        nearest,
+        NearestScenes(recipe, pipeline, schedule, accelerator) if recipe.nearest_scene else None,
     )

@@ -11,9 +11,9 @@ output; a KL term keeps each of its K predictions near N(0, 1). The adapters can
 so one UNet in memory serves as both teachers. K = 1 at t = 999 without the KL term is SwiftBrush.
 
 Where compute is scarce, two terms on samples that the teacher painted once (``pairs.py``), prompts
-alone still, take the student further in fewer updates: regression onto the teacher's sample of the
-same noise, as in DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD. A world that
-can be drawn takes it beyond that teacher (``nearest_scenes.py``).
+alone still, take it further in fewer updates: regression onto the sample of the same noise, as in
+DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD. A world that can be drawn
+takes it beyond its teacher (``nearest_scenes.py``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from ..embeds import Embeds
 from ..grids import grid
 from ..loop import Task, adam, backward, optimizer, optimizer_step, trainable
 from ..low_rank import give_adapters, write_adapters
-from ..nearest_scenes import NearestScenes
 from ..prompts import PromptTokens, load_prompts
 from ..real_images import with_images
 from ..recipe import DistillRecipe
@@ -77,8 +76,6 @@ class DistillTask(Task):
         if recipe.weights == "bfloat16":
             student.to(torch.bfloat16)
             self.pipeline.unet.to(torch.bfloat16)
-        if recipe.nearest_scene:
-            self.beginning = copy.deepcopy(student).eval().requires_grad_(False)
         student.requires_grad_(True)
         if recipe.low_rank:
             student = self._low_rank(student)
@@ -91,9 +88,8 @@ class DistillTask(Task):
                 init_lora_weights="gaussian",
             )
         )
-        if recipe.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
-            self.teacher.enable_gradient_checkpointing()
+        for unet in (student, self.teacher) if recipe.gradient_checkpointing else ():
+            unet.enable_gradient_checkpointing()
         self.modules: Mapping[str, nn.Module] = {"student": student, "lora_teacher": self.teacher}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "student": optimizer(recipe, [student]),
@@ -150,12 +146,7 @@ class DistillTask(Task):
             self.clip.prepare(accelerator)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
-        nearest = None
-        if recipe.nearest_scene:
-            beginning = self.split(self.beginning.to(accelerator.device))
-            vae = self.pipeline.vae
-            nearest = NearestScenes(recipe, beginning, self.schedule, vae, accelerator)
-        given = (self.tokens, self.empty, self.shape, accelerator, nearest)
+        given = (self.schedule, self.tokens, self.empty, self.shape, accelerator)
         self.shown = shown(recipe, self.pipeline, *given)
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
