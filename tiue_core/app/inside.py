@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..shared.measure import Stopwatch
 from .broker import RequestBroker, told
 from .choices import Choices
 from .facts import decoders_of
-from .paint import Picture, Stopwatch, noted, pictures_of, plainly, png_of, ready, watched_pass
+from .paint import Picture, noted, pictures_of, plainly, png_of, ready, watched_pass
 from .parts import INSTANT, WORKING, bars, data_url, empty, figure, gallery
 from .parts import png_of as plain_png
 from .state import Order, ServerConfig

@@ -6,9 +6,8 @@ shows what is between them. `tests/page` holds the bytes equal.
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from ..core.unet import Features
 from ..errors import TiueError
 from ..io.images import encode_png, slug
 from ..io.record import guidance_record, record
+from ..shared.measure import Stopwatch
 from ..students.vocabulary import size_note
 from .state import Order, check_size
 from .worker import Models
@@ -55,23 +55,6 @@ class Passed:
     features: Features
     predictions: Tensor  # (K, 1, C, h, w), or their weighted sum (1, C, h, w)
     latents: Tensor  # (1, C, h, w)
-
-
-class Stopwatch:
-    """Seconds by part."""
-
-    def __init__(self, device: Any) -> None:
-        self.seconds: dict[str, float] = {}
-        self._wait: Callable[[], None] = (
-            torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        )
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._wait()
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
 
 @torch.no_grad()

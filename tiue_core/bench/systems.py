@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,27 +21,20 @@ from ..core.guidance import guide
 from ..core.one_pass import one_pass
 from ..core.schedule import OneWaySchedule
 from ..core.unet import SplitUNet
+from ..shared.measure import Stopwatch
 
 GUIDED_STEPS = 50
 
 
-class Stages:
-    """Seconds by stage, as often as it is entered; and the process's CPU seconds, "cpu"."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, defaultdict[str, float](float)
+class Stages(Stopwatch):
+    """Seconds by stage; and the process's CPU seconds, "cpu"."""
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started, used = self._now(), time.process_time()
-        yield
-        self.seconds[name] += self._now() - started
+    def __call__(self, part: str) -> Iterator[None]:
+        used = time.process_time()
+        with super().__call__(part):
+            yield
         self.seconds["cpu"] += time.process_time() - used
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,9 @@ class _Clock:
         self.device, self.seconds = device, defaultdict[str, float](float)
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            import torch
+        from ..shared.measure import now
 
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return now(self.device)
 
     def watch(self, module: Any, name: str) -> None:
         began: list[float] = []

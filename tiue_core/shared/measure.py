@@ -4,7 +4,9 @@ more launches may eat the gain. So each part is run both ways on its own inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,13 +20,33 @@ from .parts import PlainResnet, PlainTransformer, PlainUpsampler
 Times = dict[str, tuple[float, float]]
 
 
+def now(device: torch.device) -> float:
+    """A clock in seconds, read once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class Stopwatch:
+    """``with watch(part): ...``: seconds by part, as often as it is entered."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, defaultdict[str, float](float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = now(self.device)
+        yield
+        self.seconds[part] += now(self.device) - began
+
+
 def clock(function: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
     """Seconds of the fastest of ``repeats`` runs, after one to warm up."""
     best = float("inf")
     for i in range(repeats + 1):
-        started = _now(device)
+        started = now(device)
         function()
-        best = best if i == 0 else min(best, _now(device) - started)
+        best = best if i == 0 else min(best, now(device) - started)
     return best
 
 
@@ -73,9 +95,3 @@ def times(
 def not_worth_it(found: Times) -> set[str]:
     """The parts that are slower with their saving."""
     return {name for name, (thrifty, plain) in found.items() if thrifty > plain}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -47,7 +47,7 @@ def check_values(kind: Any, config: Mapping[str, Any], file: Path) -> None:
         wanted = str if isinstance(usual, str) else int | float
         least = 1 if name == "sample_size" else 0
         counts = isinstance(usual, int) and not name.endswith("_id")
-        several: list[Any] = [*_flat(value)] if name in _SEVERAL else [value]
+        several: list[Any] = [*flat(value)] if name in _SEVERAL else [value]
         for one in several:
             below = counts and isinstance(one, int | float) and one < least
             if isinstance(one, bool) or not isinstance(one, wanted) or below:
@@ -82,9 +82,10 @@ def load_scheduler(folder: Path, **changes: Any) -> Any:
         ) from error
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def flat(value: Any) -> Iterator[Any]:
+    """What is in nested lists."""
     if isinstance(value, list | tuple):
         for one in value:
-            yield from _flat(one)
+            yield from flat(one)
     else:
         yield value

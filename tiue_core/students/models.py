@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ from ..errors import TiueError
 from ..io.files import read_header
 from ..io.messages import first_line
 from . import portable
-from .configs import check_values, load_scheduler
+from .configs import check_values, flat, load_scheduler
 from .folder import read_json, weights
 from .low_rank import add_low_rank
 
@@ -90,7 +90,7 @@ def _check_depth(config: Any, folder: Path) -> None:
     except TiueError:  # weights that come from elsewhere, for which this is the shape
         tensors = _MOST_TENSORS
     for key, value in config.items():
-        numbers = [*_numbers(value)]
+        numbers = [n for n in flat(value) if isinstance(n, int) and not isinstance(n, bool)]
         if any(not -1 <= n < _LARGEST for n in numbers):
             raise TiueError(f"{folder / 'config.json'}: {key} is {value!r:.80}: copy it again")
         depth = ("layer" in key and "norm" not in key) or ("num_" in key and "blocks" in key)
@@ -99,14 +99,6 @@ def _check_depth(config: Any, folder: Path) -> None:
                 f"{folder / 'config.json'} says {key} is {value!r:.80}, and its files hold "
                 f"{tensors} tensors: copy the folder again"
             )
-
-
-def _numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, list | tuple):
-        for one in value:
-            yield from _numbers(one)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield value
 
 
 def fill(model: Any, tensors: dict[str, Any], source: Path, dtype: Any = None) -> Any:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import TiueError
+from ..io.files import safetensors_of, write_atomically
 from ..pipelines.text import embed, token_ids
+from .pairs import chunk_file
 from .prompts import PromptTokens
 
 logger = logging.getLogger("tiue.train")
@@ -58,7 +59,7 @@ class Embeds:
 
     def _read(self, row: int) -> Tensor:
         assert self.folder is not None
-        with safe_open(_file(self.folder, row // CHUNK), "pt") as file:
+        with safe_open(chunk_file(self.folder, row // CHUNK), "pt") as file:
             return file.get_slice("embeds")[row % CHUNK].float()
 
     def _fill(self, folder: Path) -> None:
@@ -75,19 +76,14 @@ class Embeds:
             index.write_text(json.dumps(about))
         self.accelerator.wait_for_everyone()
         for chunk in chunks[self.accelerator.process_index :: self.accelerator.num_processes]:
-            if _file(folder, chunk).is_file():
+            if chunk_file(folder, chunk).is_file():
                 continue
             rows = torch.arange(chunk * CHUNK, min(len(prompts), (chunk + 1) * CHUNK))
             parts = [self.of(self.tokens[part]).half().cpu() for part in rows.split(BATCH)]
-            partial = folder / f".{chunk}.partial"
-            save_file({"embeds": torch.cat(parts)}, partial)
-            partial.replace(_file(folder, chunk))
+            made = safetensors_of({"embeds": torch.cat(parts)}, {})
+            write_atomically(chunk_file(folder, chunk), made)
             logger.info("prompt embeddings: %d of %d", int(rows[-1]) + 1, len(prompts))
         self.accelerator.wait_for_everyone()
-
-
-def _file(folder: Path, chunk: int) -> Path:
-    return folder / f"{chunk:05d}.safetensors"
 
 
 def _hash(prompts: list[str], pipeline: Any) -> str:

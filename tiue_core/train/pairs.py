@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import DPMSolverMultistepScheduler
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.forward_process import guided
+from ..io.files import safetensors_of, write_atomically
 from ..pipelines.text import embed
 from .draws import Source, integers
 
@@ -72,22 +73,23 @@ def teacher_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-count // chunk))
     for number in chunks[accelerator.process_index :: accelerator.num_processes]:
-        if not _file(folder, number).is_file():
+        if not chunk_file(folder, number).is_file():
             each()
             rows, noise = _start(number, chunk, seed, len(tokens), shape)
             latents = _solve(pipeline, accelerator, tokens[rows], empty, noise, wanted)
-            partial = folder / f".{number}.{accelerator.process_index}.partial"
-            save_file({"latents": latents.half()}, partial)
-            partial.replace(_file(folder, number))
+            made = safetensors_of({"latents": latents.half()}, {})
+            write_atomically(chunk_file(folder, number), made)
             logger.info("teacher samples: %d of %d", (number + 1) * chunk, count)
     accelerator.wait_for_everyone()
     starts = [_start(number, chunk, seed, len(tokens), shape) for number in chunks]
-    latents = torch.cat([load_file(_file(folder, number))["latents"].float() for number in chunks])
+    latents = torch.cat(
+        [load_file(chunk_file(folder, number))["latents"].float() for number in chunks]
+    )
     rows, noise = (torch.cat(parts) for parts in zip(*starts, strict=True))
     return Pairs(rows[:count], noise[:count], latents[:count])
 
 
-def _file(folder: Path, chunk: int) -> Path:
+def chunk_file(folder: Path, chunk: int) -> Path:
     return folder / f"{chunk:05d}.safetensors"
 
 

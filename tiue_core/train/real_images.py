@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import TiueError
+from ..io.files import safetensors_of, write_atomically
 from ..pipelines.text import token_ids
 from ..pipelines.vae import encode_mean
 from ..stickers.render import render_pool, to_unit
@@ -64,10 +65,7 @@ def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) 
     if not file.is_file() and accelerator.is_main_process:
         logger.info("encoding %d images", len(captions))
         latents = _encode(pipeline, batches, accelerator)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file({"latents": latents.half()}, partial)
-        partial.replace(file)
+        write_atomically(file, safetensors_of({"latents": latents.half()}, {}))
     accelerator.wait_for_everyone()
     return RealImages(tokens, load_file(file)["latents"].float())
 
