@@ -52,6 +52,16 @@ def on_disk(choice: str) -> Path | None:
     return path
 
 
+def gone(*choices: str) -> str | None:
+    """Why one of these cannot be loaded: it was there, and is not any more."""
+    try:
+        for choice in choices:
+            on_disk(choice)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def built_in(choice: str) -> Path | None:
     """Where the files of a choice lie that came with this pack."""
     return REGISTRY["stickers" if choice == TEACHER else choice].folder

@@ -51,11 +51,7 @@ class LoadStudent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, student: str) -> bool | str:
-        try:
-            folders.on_disk(student)
-        except ValueError as error:
-            return str(error)
-        return True
+        return folders.gone(student) or True
 
     @classmethod
     def fingerprint_inputs(cls, student: str, accept_licence: bool = False) -> object:

@@ -114,12 +114,7 @@ class TrainLora(io.ComfyNode):
     def validate_inputs(cls, images: str, student: str, teacher: str) -> bool | str:
         if images not in folder_paths.get_input_subfolders():
             return f"There is no folder '{images}' in ComfyUI's input folder: make one, press R"
-        try:
-            for choice in (student, *([] if teacher == OWN else [teacher])):
-                folders.on_disk(choice)
-        except ValueError as error:
-            return str(error)
-        return True
+        return folders.gone(student, *([] if teacher == OWN else [teacher])) or True
 
     @classmethod
     def fingerprint_inputs(cls, images: str, **_: object) -> object:

@@ -126,7 +126,7 @@ class ServerConfig:
         known = REGISTRY.get(source.name) if source else None
         if known is None:
             return "its owner's licence holds; this page knows nothing of it"
-        return known.license + known.base
+        return known.licenses
 
     @property
     def modes(self) -> tuple[str, ...]:

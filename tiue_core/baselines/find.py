@@ -205,8 +205,7 @@ def _files(part: Part, path: Path, system: System, source: students.Source | Non
 
 def _hub(system: System, part: Part, accept: students.AcceptLicense) -> Path:
     pinned = part.revision
-    probe = part.file or ("config.json" if part.kind == "unet" else "model_index.json")
-    folder = hub.cached(part.hub_id, pinned, probe)
+    folder = hub.cached(part.hub_id, pinned, part.probe)
     try:
         if folder is not None:
             if pinned is None and part.hub_id not in hub.pins():  # another tool downloaded it
@@ -271,8 +270,7 @@ def here(system: System) -> bool:
         except TiueError:
             return False
     for part in system.parts:
-        probe = part.file or ("config.json" if part.kind == "unet" else "model_index.json")
-        if not part.hub_id or hub.cached(part.hub_id, part.revision, probe) is None:
+        if not part.hub_id or hub.cached(part.hub_id, part.revision, part.probe) is None:
             return False
     return True
 

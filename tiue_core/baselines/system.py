@@ -27,6 +27,11 @@ class Part:
     file: str = ""
     revision: str | None = None
 
+    @property
+    def probe(self) -> str:
+        """A file that is there where the part is."""
+        return self.file or ("config.json" if self.kind == "unet" else "model_index.json")
+
     def terms(self) -> str:
         """The licence in one line, as shown before a download."""
         return f"{self.hub_id}: {self.license}, https://huggingface.co/{self.hub_id}"
@@ -69,8 +74,7 @@ class System:
     def license(self) -> str:
         """All licences that come with it."""
         if self.student in STUDENTS:
-            student = STUDENTS[self.student]
-            return student.license + student.base
+            return STUDENTS[self.student].licenses
         found = dict.fromkeys(part.license for part in self.parts if part.license)
         return "; ".join(found) or "that of the pictures"
 

@@ -124,7 +124,7 @@ def app_command(
         )
     except OSError:
         broker.close()  # a thread that is still loading when Python ends would bring it down
-        raise TiueError(f"port {port} is taken: give another --port, or 0 for a free one") from None
+        raise _taken(port) from None
     address = shared or local
     if json:
         emit({"url": address, "students": list(config.students)})
@@ -147,14 +147,16 @@ def _user(text: str) -> tuple[str, str]:
 def _free_port(host: str, port: int) -> int:
     import socket
 
-    from ..errors import TiueError
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError:
-            raise TiueError(
-                f"port {port} is taken: give another --port, or 0 for a free one"
-            ) from None
+            raise _taken(port) from None
         return int(probe.getsockname()[1])
+
+
+def _taken(port: int) -> Exception:
+    from ..errors import TiueError
+
+    return TiueError(f"port {port} is taken: give another --port, or 0 for a free one")

@@ -167,4 +167,4 @@ def _license(source: Any) -> str:
     from ..students.registry import REGISTRY
 
     known = REGISTRY.get(source.name)
-    return known.license + known.base if known else "as the student's own folder says"
+    return known.licenses if known else "as the student's own folder says"

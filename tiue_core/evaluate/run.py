@@ -215,41 +215,34 @@ class Run:
 
         pipe = load(found, device=options.device, dtype=options.dtype)
         side = options.side or own_side(pipe)
-        with self.progress(f"{label}: painting", len(self.data.prompts)) as advance:
-            paths = paint(
-                found,
+        paths = self._paint(label, pipe, side, self.data.prompts, "images")
+        grids = [text for text in self._grid_prompts() for _ in range(SEEDS_A_PROMPT)]
+        if grids and label in self.texts:
+            painted = self._paint(label, pipe, side, grids, "diversity")
+            self._grid_paths[label] = [self._relative(path) for path in painted]
+        return paths, side
+
+    def _paint(
+        self, label: str, pipe: Any, side: int, prompts: Sequence[str], kind: str
+    ) -> list[Path]:
+        told = "painting" if kind == "images" else kind
+        with self.progress(f"{label}: {told}", len(prompts)) as advance:
+            return paint(
+                self.found[label],
                 pipe,
-                self.data.prompts,
-                options.out / "images" / label,
-                seed=options.seed,
+                prompts,
+                self.options.out / kind / label,
+                seed=self.options.seed,
                 side=side,
-                batch_size=options.batch_size,
+                batch_size=self.options.batch_size,
                 advance=advance,
             )
-        self._paint_grids(label, pipe, side)
-        return paths, side
 
     def _grid_prompts(self) -> list[str]:
         """The first few that differ, spread over the data set."""
         different = list(dict.fromkeys(self.data.prompts))
         wanted = min(self.options.diversity, len(different))
         return [different[i * len(different) // wanted] for i in range(wanted)]
-
-    def _paint_grids(self, label: str, pipe: Any, side: int) -> None:
-        prompts = [text for text in self._grid_prompts() for _ in range(SEEDS_A_PROMPT)]
-        if prompts and label in self.texts:
-            with self.progress(f"{label}: diversity", len(prompts)) as advance:
-                paths = paint(
-                    self.found[label],
-                    pipe,
-                    prompts,
-                    self.options.out / "diversity" / label,
-                    seed=self.options.seed,
-                    side=side,
-                    batch_size=self.options.batch_size,
-                    advance=advance,
-                )
-            self._grid_paths[label] = [self._relative(path) for path in paths]
 
     def _grids(self) -> dict[str, Any]:
         return {"prompts": self._grid_prompts(), "seeds": SEEDS_A_PROMPT, "files": self._grid_paths}

@@ -5,7 +5,7 @@ Prompts and scenes are made fresh from seeds that no training run uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,14 @@ def verdict(
     return figures
 
 
+def wholly_right(seen: Sequence[Tensor], world: World, scenes: list[Scene]) -> float:
+    """The share of scenes of which things and background are both right; ``seen`` is their
+    logits."""
+    things, background = seen
+    hits, grounds = right((things, background), labels(world, scenes))
+    return float((hits & grounds).float().mean())
+
+
 def by_kind(scenes: list[Scene], found: Match) -> dict[str, dict[str, float]]:
     """The matcher's figures of every kind that was asked for alone."""
     rows: dict[str, list[int]] = {}
@@ -162,17 +170,15 @@ def report(
     say("the world and its judge")
     drawn = single.scenes(count, WORLD_SEED)
     pixels = to_unit(render(drawn))
-    things, background, real = look(judge, pixels)
-    hits, grounds = right((things, background), labels(single, drawn))
+    *seen_alone, real = look(judge, pixels)
     mixed = world.scenes(count, WORLD_SEED + 1)
-    mixed_look = look(judge, to_unit(render_pool(world, count, WORLD_SEED + 1)))[:2]
-    mixed_hits, mixed_grounds = right(mixed_look, labels(world, mixed))
+    *seen_mixed, _ = look(judge, to_unit(render_pool(world, count, WORLD_SEED + 1)))
     result: dict = {
         "count": count,
         "world": {"kinds": world.kinds, "backgrounds": world.backgrounds},
         "judge": {
-            "one_thing": float((hits & grounds).float().mean()),
-            "all_scenes": float((mixed_hits & mixed_grounds).float().mean()),
+            "one_thing": wholly_right(seen_alone, single, drawn),
+            "all_scenes": wholly_right(seen_mixed, world, mixed),
         },
         "systems": {},
     }

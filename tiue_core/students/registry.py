@@ -24,9 +24,14 @@ class Student:
     hub_id: str | None = None
     revision: str | None = None
 
+    @property
+    def licenses(self) -> str:
+        """Its own, and its base model's."""
+        return self.license + self.base
+
     def terms(self) -> str:
         """The licence in one line, as shown before a download."""
-        return f"{self.name} ({self.hub_id or 'built in'}): {self.license}{self.base}"
+        return f"{self.name} ({self.hub_id or 'built in'}): {self.licenses}"
 
 
 NON_COMMERCIAL = (

@@ -155,7 +155,7 @@ def overview() -> list[dict[str, Any]]:
             {
                 "name": student.name,
                 "about": student.about,
-                "licence": student.license + student.base,
+                "licence": student.licenses,
                 "hub_id": student.hub_id,
                 "here": here,
                 "path": str(path) if here else None,

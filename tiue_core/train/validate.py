@@ -38,16 +38,15 @@ def measure(task: Any, student: Any) -> dict[str, float]:
         assert task.clip is not None
         return {"val_clip": float(task.clip.cosines(latents, prompts).mean())}
     from ..evaluate.metrics import frechet_distance
-    from ..evaluate.stickers import look
-    from ..stickers.judge import Judge, labels, right
+    from ..evaluate.stickers import look, wholly_right
+    from ..stickers.judge import Judge
     from ..stickers.render import render_pool, to_unit
 
     judge, vae = Judge.load(), task.pipeline.vae
     images = [decode(vae, z) for z in latents.split(BATCH)]
     things, background, features = look(judge, torch.cat(images).float().cpu().clamp(-1, 1))
-    hits, grounds = right((things, background), labels(world, scenes))
     real = look(judge, to_unit(render_pool(world, count, SEED + 1)))[2]
     return {
-        "val_fidelity": float((hits & grounds).float().mean()),
+        "val_fidelity": wholly_right((things, background), world, scenes),
         "val_fid": frechet_distance(real, features),
     }

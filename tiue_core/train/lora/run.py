@@ -18,7 +18,7 @@ from ...io.files import check_writable, explain, write_atomically
 from ...optimize.cpu import give_back_pages
 from ...pipelines.load import load
 from ...students import resolve as students
-from ...students.folder import check_folder
+from ...students.folder import check_folder, read_json
 from ...students.lora import Lora, load_loras
 from ...students.models import load_unet
 from ..loop import Stopped, train
@@ -33,6 +33,7 @@ from .stages import RESULT, StudentStage, TransferStage
 
 Progress = Callable[[int, int, dict[str, float]], None]
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AGAIN = "copy the folder again"
 TEACHERS = {"stickers": students.TEACHER}  #: of students that are known by name
 
 
@@ -130,7 +131,7 @@ def load_teacher(recipe: LoraRecipe, pipeline: Any, accept_license: Any) -> Any:
     if source.path.is_file():
         raise TiueError(f"the teacher {name} is a single file: give a diffusers folder")
     path = source.unet or check_folder(source.path) / "unet"
-    ours, theirs = pipeline.unet.config, json.loads((path / "config.json").read_text())
+    ours, theirs = pipeline.unet.config, read_json(path / "config.json", _AGAIN)
     for key in ("in_channels", "block_out_channels", "cross_attention_dim", "layers_per_block"):
         mine, other = ours[key], theirs.get(key, ours[key])
         if list(mine) != list(other) if isinstance(mine, list | tuple) else mine != other:
@@ -139,16 +140,15 @@ def load_teacher(recipe: LoraRecipe, pipeline: Any, accept_license: Any) -> Any:
                 f"there, {mine} here): give the model that the student was made from"
             )
     file = source.path / "scheduler" / "scheduler_config.json"
-    theirs = _json(file).get("prediction_type", "epsilon") if file.is_file() else None
+    kind = read_json(file, _AGAIN).get("prediction_type", "epsilon") if file.is_file() else None
     said = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if theirs not in (None, said):
+    if kind not in (None, said):
         raise TiueError(
-            f"the teacher {name} predicts {theirs}, the student {recipe.student} {said}: give the "
+            f"the teacher {name} predicts {kind}, the student {recipe.student} {said}: give the "
             "model that the student was made from"
         )
-    file = source.path / "text_encoder"
-    mine = pipeline.text_encoder.config
-    if file.is_dir() and _json(file / "config.json").get("hidden_size") != mine.hidden_size:
+    encoder, width = source.path / "text_encoder", pipeline.text_encoder.config.hidden_size
+    if encoder.is_dir() and read_json(encoder / "config.json", _AGAIN).get("hidden_size") != width:
         raise TiueError(f"the teacher {name} has another text encoder than {recipe.student}")
     return load_unet(path, _DTYPES[recipe.precision]).to(pipeline.device)
 
@@ -247,7 +247,7 @@ def _same_settings(folder: Path, recipe: LoraRecipe, pictures: Pictures) -> None
     if not file.is_file():
         write_atomically(file, json.dumps(mine, indent=2).encode())
         return
-    theirs = _json(file)
+    theirs = read_json(file, "delete that folder, or give another output file")
     other = sorted(key for key in mine if mine[key] != theirs.get(key))
     if other:
         raise TiueError(
@@ -277,7 +277,3 @@ def _keep_what_is_told(folder: Path) -> None:
         shutil.rmtree(folder / path, ignore_errors=True)
     for name in ("settings.json", "prior.safetensors"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

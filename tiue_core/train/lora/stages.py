@@ -18,6 +18,7 @@ from ...core.noise import draw_noise
 from ...io.files import read_header
 from ...pipelines.text import token_ids
 from ...pipelines.vae import decode
+from ..draws import integers, normal
 from ..grids import grid
 from ..loop import Stopped, Task
 from ..optimizers import LossError, adam, descend, finite
@@ -59,15 +60,12 @@ class Stage(Task):
             raise LossError(f"the {name} loss is {float(loss.detach())}")
 
     def _rows(self, total: int, generator: torch.Generator, count: int | None = None) -> Tensor:
-        return torch.randint(total, (count or self.recipe.batch_size,), generator=generator)
+        return integers(generator, 0, total, count or self.recipe.batch_size)
 
     @property
     def _priors(self) -> int:
         """How many of the pictures that must stay are in an update: half as many as new ones."""
         return max(1, self.recipe.batch_size // 2)
-
-    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like.device)
 
     @torch.no_grad()
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
@@ -124,7 +122,7 @@ class TransferStage(Stage):
         clean, context = group.latents[rows], group.embeds[rows]
         dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.drop_prompt
         context = torch.where(dropped.to(context.device), parts.empty, context)
-        noise = self._noise(clean, generator)
+        noise = normal(generator, tuple(clean.shape)).to(clean.device)
         timesteps = torch.randint(*recipe.levels, (len(rows),), generator=generator)
         timesteps = timesteps.to(clean.device)
         noisy = parts.noising.add(clean, noise, timesteps)
@@ -221,7 +219,7 @@ class StudentStage(Stage):
             noise, painted = noise.to(device), painted.to(device)
         else:
             rows = self._rows(len(parts.captions), generator)
-            noise = torch.randn((len(rows), *parts.shape), generator=generator).to(device)
+            noise = normal(generator, (len(rows), *parts.shape)).to(device)
         wanted = parts.embeds[rows]
         predictions, latents = self._paint(noise, wanted)
         kl = normal_kl(predictions)
