@@ -39,6 +39,11 @@ class Found:
     source: students.Source | None = None  # a pipeline that is a student, or has its UNet elsewhere
     revisions: tuple[str, ...] = ()
 
+    @property
+    def revision(self) -> str | None:
+        """The hub commits that its files are of, in one text."""
+        return ", ".join(self.revisions) or (self.source.revision if self.source else None)
+
     def digest(self) -> str:
         """SHA-256 over weights and recipe: what decides the pictures."""
         if self.system.sampler == "images":

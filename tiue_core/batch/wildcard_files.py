@@ -5,7 +5,6 @@ What cannot be read is left out line by line and told, by file and line; the res
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from bisect import bisect
@@ -19,6 +18,7 @@ from random import Random
 from typing import Any
 
 from ..errors import TiueError
+from .rows import encoding_of
 
 _COMMENT = re.compile(r"(?:^|(?<=\s))(?:#|//)(?:\s.*)?$|^(?:#|//).*$|/\*.*?\*/", re.M)
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*::")
@@ -149,8 +149,7 @@ def _read(path: Path) -> tuple[str, list[str]]:
         data = path.read_bytes()
     except OSError as error:
         return "", [f"{path.name}: it cannot be read ({error.strerror})"]
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
+    text = data.decode(encoding_of(data), errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n"), []
 
 

@@ -41,8 +41,7 @@ def record_of(found: Found, pipe: Any) -> dict[str, Any]:
     """What all pictures of one order say of their making."""
     from ..io.record import record
 
-    revision = ", ".join(found.revisions) or (found.source.revision if found.source else None)
-    source = SimpleNamespace(name=found.label, revision=revision)
+    source = SimpleNamespace(name=found.label, revision=found.revision)
     own = record(pipe, source, found.digest(), decoders=found.system.decoders)
     facts = getattr(pipe, "facts", {"system": found.system.name})
     return {**own, **facts}

@@ -74,11 +74,10 @@ def own_side(pipe: Any) -> int:
 
 def session_of(found: Found, pipe: Any, side: int) -> BatchSession:
     """A session that paints with this system."""
-    revision = ", ".join(found.revisions) or (found.source.revision if found.source else None)
     name = found.label
     if found.system.sampler == "one-way" and found.source is not None:
         name = found.source.name  # what `tiue generate --like` looks for
-    settings = settings_of(pipe, name, found.digest(), None, revision)
+    settings = settings_of(pipe, name, found.digest(), None, found.revision)
     settings = dataclasses.replace(settings, width=side, height=side)
     return BatchSession(Painter(pipe, settings), settings)
 

@@ -16,7 +16,14 @@ from typing import Any
 from ..core.arguments import both_sides
 from ..core.schedule import STEPS, OneWaySchedule
 from ..errors import TiueError
-from ..io.files import check_writable, explain, read_header, sort_metadata, to_disk
+from ..io.files import (
+    check_writable,
+    explain,
+    read_header,
+    safetensors_metadata,
+    sort_metadata,
+    to_disk,
+)
 from . import original
 from .folder import MODELS, check_folder, models_of, read_json, weights
 
@@ -206,9 +213,7 @@ def write(
 def read_made(path: Path) -> Made | None:
     """How the student in a checkpoint file was made; None if it does not say."""
     read_header(path)
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return Made.read(header.get("__metadata__"))
+    return Made.read(safetensors_metadata(path))
 
 
 def renamed(parts: Parts, name: str) -> Parts:

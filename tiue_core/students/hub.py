@@ -108,10 +108,7 @@ def needed_of_model(hub_id: str, files: list[str]) -> list[str]:
     flat = [file for file in files if "/" not in file]
     weights = [file for file in flat if file.endswith(".safetensors")]
     if not weights:
-        raise TiueError(
-            f"{hub_id} holds only pickles, which can run code when they are read: "
-            "look for a repository with .safetensors files"
-        )
+        raise _only_pickles(hub_id)
     chosen, _ = whole_set(weights)
     return [file for file in flat if file.endswith((".json", ".txt"))] + (chosen or weights)
 
@@ -128,11 +125,15 @@ def needed_of_student(hub_id: str, files: list[str], folders: Sequence[str] = FO
     if "model_index.json" not in files or not any(f.startswith("unet/") for f in wanted):
         raise TiueError(f"{hub_id} has no UNet: name a Stable Diffusion-like diffusers repository")
     if not any(file.startswith("unet/") and file.endswith(".safetensors") for file in wanted):
-        raise TiueError(
-            f"{hub_id} holds only pickles, which can run code when they are read: "
-            "look for a repository with .safetensors files"
-        )
+        raise _only_pickles(hub_id)
     return wanted
+
+
+def _only_pickles(hub_id: str) -> TiueError:
+    return TiueError(
+        f"{hub_id} holds only pickles, which can run code when they are read: "
+        "look for a repository with .safetensors files"
+    )
 
 
 def pins() -> dict[str, Any]:
