@@ -18,10 +18,9 @@ import gradio as gr
 from ..batch.engine import Run, local
 from ..batch.jobs import Job
 from ..batch.limits import tick
-from ..batch.lists import KINDS, SUFFIXES
+from ..batch.lists import KINDS, SUFFIXES, encoding_of
 from ..batch.options import RunOptions
 from ..batch.overview import html_index
-from ..batch.rows import encoding_of
 from ..batch.schema import BadRow
 from ..batch.session import BatchSession
 from ..errors import TiueError

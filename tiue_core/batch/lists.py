@@ -22,7 +22,7 @@ from ..io.files import file_hash
 from .limits import END, tick
 from .lists_csv import read_csv
 from .lists_yaml import read_yaml
-from .rows import Raw, Unreadable, as_row, encoding_of
+from .rows import Raw, Unreadable, as_row
 from .schema import KNOWN, BadRow, Placed, check_row, known_name, prompt_column, shown
 
 Rows = Iterator[Placed | BadRow]
@@ -88,6 +88,12 @@ def read_list(path: Path, *, kind: str | None = None, encoding: str | None = Non
             yield BadRow(path.name, line + 1, "", why)
 
     return rows()
+
+
+def encoding_of(data: bytes) -> str:
+    """UTF-8, or UTF-16 where the first bytes say so."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if utf16 else "utf-8-sig"
 
 
 def once(path: Path, encoding: str | None = None) -> Path | str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +17,6 @@ class Unreadable(Exception):
     def __init__(self, message: str, column: str = "") -> None:
         super().__init__(message)
         self.column = column
-
-
-def encoding_of(data: bytes) -> str:
-    """UTF-8, or UTF-16 where the first bytes say so."""
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return "utf-16" if utf16 else "utf-8-sig"
 
 
 def as_row(row: Any) -> Any:

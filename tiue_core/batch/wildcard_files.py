@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from ..errors import TiueError
-from .rows import encoding_of
+from .lists import encoding_of
 
 _COMMENT = re.compile(r"(?:^|(?<=\s))(?:#|//)(?:\s.*)?$|^(?:#|//).*$|/\*.*?\*/", re.M)
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*::")
