@@ -1,20 +1,17 @@
-"""The drawn scene nearest to a picture, and a student that is taught by it. Needs the font."""
+"""The drawn scene nearest to a picture, and a decoder that is taught by it. Needs the font."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from small import small_unet
 from torch.nn import functional as F
 
 from tiue_core import TiuePipeline
 from tiue_core.errors import TiueError
-from tiue_core.pipelines.vae import encode_mean
 from tiue_core.stickers.nearest import nearest
 from tiue_core.stickers.render import render, to_unit
 from tiue_core.stickers.world import (
@@ -29,10 +26,8 @@ from tiue_core.stickers.world import (
     sizes,
 )
 from tiue_core.train.loop import generator_for
-from tiue_core.train.plan import plan
-from tiue_core.train.prompts import world_scenes
-from tiue_core.train.recipe import DistillRecipe, load_recipe
-from tiue_core.train.tasks.distill import DistillTask
+from tiue_core.train.recipe import AutoencoderRecipe
+from tiue_core.train.tasks.autoencoder import AutoencoderTask, load_autoencoder
 
 try:
     _font()
@@ -95,85 +90,79 @@ def test_whatever_the_picture_the_answer_is_of_the_world(world: World) -> None:
             assert columns[0] <= thing.x <= columns[1] and rows[0] <= thing.y <= rows[1]
 
 
-# --- the student that is taught by it --------------------------------------------------------
+# --- the decoder that is taught by it ---------------------------------------------------------
 
 
 @pytest.fixture
-def recipe(pipe: Any, tmp_path: Path) -> DistillRecipe:
-    torch.manual_seed(1)
-    pipe.unet = small_unet(norm_num_groups=4, sample_size=16)
-    pipe.vae = TiuePipeline.from_pretrained("stickers").vae
-    pipe.save_pretrained(tmp_path / "teacher")
-    return DistillRecipe(
-        task="distill",
+def recipe(tmp_path: Path) -> AutoencoderRecipe:
+    config = load_autoencoder("stickers").config
+    names = "block_out_channels down_block_types up_block_types latent_channels norm_num_groups"
+    return AutoencoderRecipe(
+        task="autoencoder",
         out=tmp_path / "run",
-        teacher=str(tmp_path / "teacher"),
+        init="stickers",
+        freeze_encoder=True,
+        restored="stickers",
+        restored_pool=20,
         world={"kinds": 6, "backgrounds": 3, "pairs": 0.5},
+        model={"sample_size": 128, "layers_per_block": 1, **{n: config[n] for n in names.split()}},
+        pool=8,
+        crop=128,
+        deterministic=0,
         steps=4,
         batch_size=4,
-        learning_rate=1e-3,
-        lora_rank=2,
-        lora_alpha=2,
-        imitate=1000,
-        nearest_scene=1.0,
-        init=tmp_path / "teacher" / "unet",
+        learning_rate=3e-4,
+        optimizer="muon",
+        log_every=1,
     )
 
 
-def task_for(recipe: DistillRecipe) -> DistillTask:
-    torch.manual_seed(0)
-    task = DistillTask(recipe)
+def task_for(recipe: AutoencoderRecipe) -> AutoencoderTask:
+    task = AutoencoderTask(recipe)
     task.prepare(Accelerator(cpu=True))
     return task
 
 
-def test_what_is_learned_is_nearest_to_what_it_painted(recipe: DistillRecipe) -> None:
-    """By the pipeline, when it began: its picture, the nearest scene, the autoencoder."""
-    task = task_for(recipe)
-    rows, noise = torch.arange(4), torch.randn(4, *task.shape, generator=generator_for(recipe, 1))
-    student = TiuePipeline.from_pretrained(recipe.teacher)
-    captions = [scene.caption for scene in world_scenes(recipe)[:4]]
-    assert captions == task.prompts[:4]
-    painted = student(captions, latents=noise, output_type="pt").images.float()
-    painted = painted * 2 - 1
-    scenes = nearest(World(**recipe.world.model_dump()), painted, world_scenes(recipe)[:4])
+def test_latents_lead_to_the_scene_nearest_to_their_picture(recipe: AutoencoderRecipe) -> None:
+    """The latents are the student's, and decoded by its own decoder they are near that scene."""
+    restored = task_for(recipe).restored
+    assert restored is not None and len(restored.latents) == 20
+    vae = TiuePipeline.from_pretrained("stickers").vae
     with torch.no_grad():
-        wanted = encode_mean(student.vae, drawn(scenes))
-    _, embeds = task.embeds(rows)
-    found = task.shown.nearest(noise, embeds, rows)
-    assert (found - wanted).abs().mean() <= 0.05 * wanted.abs().mean()
-    for step in range(3):
+        pictures = vae.decode(restored.latents).sample
+    scenes = to_unit(restored.scenes)
+    own = (pictures - scenes).abs().mean((1, 2, 3))
+    others = (pictures - scenes.roll(1, 0)).abs().mean((1, 2, 3))
+    assert (own < others).all() and own.mean() < 0.5 * others.mean()
+
+
+def test_they_are_painted_once(recipe: AutoencoderRecipe) -> None:
+    first = task_for(recipe).restored
+    again = task_for(recipe.model_copy(update={"restored": "nowhere"})).restored
+    assert first is not None and again is not None
+    assert torch.equal(first.latents, again.latents) and torch.equal(first.scenes, again.scenes)
+
+
+def test_the_decoder_learns_what_was_meant(recipe: AutoencoderRecipe) -> None:
+    """On the student's latents; the encoder, and so everybody's latents, stay as they are."""
+    task = task_for(recipe)
+    restored = task.restored
+    assert restored is not None
+    latents, scenes = restored.latents, to_unit(restored.scenes)
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((task.vae.decode(latents).sample - scenes).abs().mean())
+
+    before, encoder = error(), [p.clone() for p in task.vae.encoder.parameters()]
+    for step in range(20):
         task.update(step, generator_for(recipe, step))
-    assert torch.equal(task.shown.nearest(noise, embeds, rows), found)
-
-
-def test_the_student_goes_to_the_nearest_scene(recipe: DistillRecipe) -> None:
-    """Not to the teacher's samples, of which none is made, and its teachers do not move."""
-    task = task_for(recipe.model_copy(update={"kl_weight": 0.0, "perceptual": 0.1}))
-    before = [p.clone() for p in task.teacher.parameters()]
-    logs = [task.update(0, generator_for(recipe, 0)) for _ in range(16)]
-    assert set(logs[0]) == {"nearest_scene", "perceptual", "kl", "student_norm"}
-    assert logs[-1]["nearest_scene"] < 0.9 * logs[0]["nearest_scene"]
-    assert all(torch.equal(p, q) for p, q in zip(before, task.teacher.parameters(), strict=True))
-    assert not (recipe.out / "pairs").exists()
-
-
-def test_its_plan_is_made_without_drawing(recipe: DistillRecipe) -> None:
-    assert plan(DistillTask(recipe), Accelerator(cpu=True)).peak > 0
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        ("prompts: y\n", "nearest_scene draws scenes of `world`"),
-        ("world: {}\n", "nearest_scene looks at what a student paints: give it as `init`"),
-    ],
-)
-def test_it_needs_the_world_and_a_student(tmp_path: Path, lines: str, words: str) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text(
-        f"task: distill\nout: {tmp_path}\nteacher: x\nsteps: 1\nbatch_size: 1\n"
-        f"learning_rate: 1.0\nnearest_scene: 1.0\n{lines}"
+    assert error() < 0.9 * before
+    assert all(
+        torch.equal(*two) for two in zip(encoder, task.vae.encoder.parameters(), strict=True)
     )
-    with pytest.raises(TiueError, match=words):
-        load_recipe(file)
+
+
+def test_crops_cannot_be_restored(recipe: AutoencoderRecipe) -> None:
+    with pytest.raises(ValueError, match="set `crop` to 128"):
+        AutoencoderRecipe(**{**recipe.model_dump(), "crop": 64})

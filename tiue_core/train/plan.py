@@ -144,9 +144,6 @@ class _Rehearsed(DistillTask):
         self.shown = Shown(
             Pairs(torch.zeros(count, dtype=torch.int64), some, some) if recipe.pairs else None,
             RealImages(torch.zeros(count, shape[1], dtype=torch.int64), some) if images else None,
-            (lambda noise, prompt_embeds, rows: torch.empty_like(noise))
-            if recipe.nearest_scene
-            else None,
         )
         self.embeds = _Embeds(embeds)  # type: ignore[assignment]
         self.clip = None

@@ -94,12 +94,6 @@ class DistillRecipe(Recipe):
         ge=0,
         description="weight of the same distance in what the teacher's encoder sees of both",
     )
-    nearest_scene: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the distance to the drawn scene of `world` that is nearest to what "
-        "`init` paints; without `pairs`, `perceptual` looks at that scene",
-    )
     adversarial: float = Field(0.0, ge=0, description="weight of the critic's judgement")
     critic_learning_rate: float = 1e-3
     critic_range: tuple[int, int] = Field(
@@ -142,17 +136,10 @@ class DistillRecipe(Recipe):
         if self.timesteps is not None and len(self.timesteps) != self.decoders:
             raise ValueError(f"decoders is {self.decoders} but timesteps lists {self.timesteps}")
         check_levels(self, "vsd_range", "lora_range", "critic_range")
-        shown = self.pairs or self.nearest_scene
-        if ((self.regression or self.adversarial) and not self.pairs) or (
-            self.perceptual and not shown
-        ):
+        if (self.regression or self.perceptual or self.adversarial) and not self.pairs:
             raise ValueError(
                 "regression, perceptual and adversarial look at teacher samples: set `pairs`"
             )
-        if self.nearest_scene and self.world is None:
-            raise ValueError("nearest_scene draws scenes of `world`: name it in the recipe too")
-        if self.nearest_scene and self.init is None:
-            raise ValueError("nearest_scene looks at what a student paints: give it as `init`")
         if self.perceptual and (self.images or self.world_images):
             raise ValueError("perceptual wants the teacher's sample of the same noise, not images")
         if (self.images or self.world_images) and not self.adversarial:

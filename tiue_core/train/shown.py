@@ -1,17 +1,14 @@
 """What a student is shown beside the scores of its two teachers, where its recipe asks for it:
-samples that the teacher painted once, real images, scenes of the drawn world."""
+samples that the teacher painted once, and real images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..core.schedule import OneWaySchedule
-from .nearest_scenes import NearestScenes
 from .pairs import Pairs, Wanted, teacher_pairs
 from .prompts import PromptTokens
 from .real_images import RealImages, real_images
@@ -25,13 +22,11 @@ class Shown:
 
     pairs: Pairs | None = None
     images: RealImages | None = None
-    nearest: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # ``nearest_scenes.py``
 
 
 def shown(
     recipe: DistillRecipe,
     pipeline: Any,
-    schedule: OneWaySchedule,
     tokens: PromptTokens,
     empty: Tensor,
     shape: tuple[int, int, int],
@@ -48,5 +43,4 @@ def shown(
     return Shown(
         pairs,
         real_images(recipe, pipeline, accelerator) if images else None,
-        NearestScenes(recipe, pipeline, schedule, accelerator) if recipe.nearest_scene else None,
     )

@@ -12,8 +12,7 @@ so one UNet in memory serves as both teachers. K = 1 at t = 999 without the KL t
 
 Where compute is scarce, two terms on samples that the teacher painted once (``pairs.py``), prompts
 alone still, take it further in fewer updates: regression onto the sample of the same noise, as in
-DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD. A world that can be drawn
-takes it beyond its teacher (``nearest_scenes.py``).
+DMD (arXiv:2311.18828), and a critic (``critic.py``), as in DMD2 and LADD.
 """
 
 from __future__ import annotations
@@ -146,7 +145,7 @@ class DistillTask(Task):
             self.clip.prepare(accelerator)
         if recipe.adversarial:
             self.modules["critic"].to(accelerator.device)
-        given = (self.schedule, self.tokens, self.empty, self.shape, accelerator)
+        given = (self.tokens, self.empty, self.shape, accelerator)
         self.shown = shown(recipe, self.pipeline, *given)
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -175,9 +174,8 @@ class DistillTask(Task):
                 backward(self.accelerator, loss / parts)
             found["critic"] = torch.stack(told).detach().mean()
             found["critic_norm"] = self._settle("critic")
-        shown = recipe.regression or recipe.nearest_scene
         # Without VSD nobody asks the LoRA teacher; it starts early enough to know the student then.
-        wanted_soon = not shown or step >= recipe.imitate - recipe.lora_lead
+        wanted_soon = not recipe.regression or step >= recipe.imitate - recipe.lora_lead
         for _ in range(recipe.lora_updates if wanted_soon else 0):
             before, errors = generator.get_state(), []
             for part, (latents, empty, wanted) in enumerate(made):
@@ -213,16 +211,12 @@ class DistillTask(Task):
         losses = {"kl": (recipe.kl_weight, summed * vsd.normal_kl(predictions))}
         if step >= recipe.imitate:
             losses["vsd"] = (recipe.vsd, self._vsd(latents, prompt_embeds, draws))
-        elif not (recipe.regression or recipe.nearest_scene):
+        elif not recipe.regression:
             passed, context = (predictions, latents), (noise, prompt_embeds, recipe.guidance)
             loss = vsd.imitation(self.accelerator, self.teacher, self.schedule, passed, *context)
             losses["imitation"] = (1.0, loss)
         if recipe.regression:
             losses["regression"] = (recipe.regression, vsd.distance(latents, painted))
-        if self.shown.nearest is not None:
-            scenes = self.shown.nearest(noise, wanted, rows)
-            losses["nearest_scene"] = (recipe.nearest_scene, vsd.distance(latents, scenes))
-            painted = painted if recipe.pairs else scenes
         told = None
         if recipe.adversarial or recipe.perceptual:
             real = (painted, wanted)
