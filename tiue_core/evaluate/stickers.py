@@ -18,6 +18,7 @@ from ..pipelines.base import TiuePipeline
 from ..pipelines.vae import decode, encode_mean
 from ..stickers.judge import Judge, labels, right
 from ..stickers.matcher import Match, match
+from ..stickers.nearest import nearest, spread
 from ..stickers.render import render, render_pool, to_unit
 from ..stickers.world import Scene, World
 from .metrics import frechet_distance, manifold
@@ -97,6 +98,8 @@ def verdict(
         **found.means(),
         "kinds": by_kind(scenes, found),
     }
+    if all(len(scene.things) == 1 for scene in scenes):
+        figures["spread"] = spread(nearest(world, images, scenes), scenes)
     if real is not None:
         figures["fid"] = frechet_distance(real, features)
         figures.update(manifold(real, features))

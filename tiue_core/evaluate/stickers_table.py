@@ -9,7 +9,7 @@ SHARES = {
     "two_things_right": "two things",
     "two_matcher_right": "two things, matcher",
 }
-PLAIN = ("fit", "edges", "fid", "precision", "recall", "density", "coverage")
+PLAIN = ("fit", "edges", "spread", "fid", "precision", "recall", "density", "coverage")
 
 
 def table(result: dict) -> str:

@@ -1,11 +1,12 @@
-"""The drawn scene nearest to a picture: what a student's smudge was on its way to.
+"""The drawn scene nearest to a picture, and how various pictures are, read off those scenes.
 
     kinds, background    those asked for; of two things in the order that fits better
     glyph, mirror, tilt  of the template that fits the picture's foreground best (``matcher.py``)
     place, size          of the foreground's box; then a pattern search over place, size and tilt
                          for the least squared difference of drawn scene and picture
 
-Every number stays within what the world draws, so the answer is a scene of the world.
+Every number stays within what the world draws, so the answer is a scene of the world. A student
+that paints every thing in one pose may be right and sharp in all of them: ``spread`` finds it out.
 """
 
 from __future__ import annotations
@@ -47,6 +48,17 @@ def nearest(world: World, images: Tensor, scenes: list[Scene]) -> list[Scene]:
     """For pictures (N, 3, SIZE, SIZE) in [-1, 1] the nearest scenes with their scenes' words."""
     pairs = zip(images.float().cpu(), scenes, strict=True)
     return [_one(world, image, scene) for image, scene in pairs]
+
+
+def spread(found: list[Scene], asked: list[Scene]) -> float:
+    """How various the poses are: over place, size and tilt the mean of their standard deviations,
+    in those of ``asked``. Of scenes with one thing each; 1 is as various as the world."""
+    ratios = [_deviation(found, name) / _deviation(asked, name) for name in STRIDES[0]]
+    return sum(ratios) / len(ratios)
+
+
+def _deviation(scenes: list[Scene], name: str) -> float:
+    return float(np.std([getattr(scene.things[0], name) for scene in scenes]))
 
 
 def _one(world: World, image: Tensor, asked: Scene) -> Scene:

@@ -12,16 +12,13 @@ import random
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import TiueError
 from ..pipelines.text import token_ids
 from .recipe import DistillRecipe, data_seed
-
-if TYPE_CHECKING:
-    from ..stickers.world import Scene
 
 COLUMNS = ("prompt", "caption", "text", "Prompt", "Caption", "TEXT")  #: looked for in this order
 WORLD_PROMPTS = 20_000
@@ -48,7 +45,10 @@ def load_prompts(recipe: DistillRecipe) -> list[str]:
         TiueError: there are none, or one only, or they cannot be read.
     """
     if recipe.world is not None:
-        return [scene.caption for scene in world_scenes(recipe)]
+        from ..stickers.world import World
+
+        world = World(**recipe.world.model_dump())
+        return [s.caption for s in world.scenes(WORLD_PROMPTS, data_seed(recipe) + 7)]
     if recipe.prompts is None:
         raise TiueError("The recipe names neither `prompts` nor `world`: give a file of prompts.")
     source = str(recipe.prompts)
@@ -59,14 +59,6 @@ def load_prompts(recipe: DistillRecipe) -> list[str]:
     prompts = sorted(found)
     random.Random(data_seed(recipe)).shuffle(prompts)
     return prompts
-
-
-def world_scenes(recipe: DistillRecipe) -> list[Scene]:
-    """The scenes whose captions are the prompts of a recipe with a ``world``, in their order."""
-    from ..stickers.world import World
-
-    assert recipe.world is not None
-    return World(**recipe.world.model_dump()).scenes(WORLD_PROMPTS, data_seed(recipe) + 7)
 
 
 def _lines(source: str, column: str | None) -> Iterator[str]:

@@ -126,12 +126,6 @@ class AutoencoderRecipe(Recipe):
         "knows what they should show, so the critic alone says how sharp; colours and places stay "
         "those of that student's own decoder",
     )
-    restored: str | None = Field(
-        None,
-        description="a student whose latents are decoded as well, half as many as a batch, to the "
-        "drawn scene of their words that is nearest to its picture",
-    )
-    restored_pool: int = Field(6000, gt=0, description="pictures of that student, painted once")
     edges: float = Field(0.0, ge=0, description="weight of the L1 between neighbours' differences")
     adversarial: float = Field(0.0, ge=0, description="weight of the critic of patches")
     likeness: float = Field(1.0, ge=0, description="weight of the L1 in what that critic sees")
@@ -144,8 +138,6 @@ class AutoencoderRecipe(Recipe):
     def _fits_together(self) -> AutoencoderRecipe:
         if self.painted and not self.adversarial:
             raise ValueError("painted latents are shown to the critic alone: set `adversarial`")
-        if self.restored and self.crop < 128:
-            raise ValueError("restored latents are of whole scenes: set `crop` to 128")
         return self
 
 

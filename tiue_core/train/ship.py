@@ -102,11 +102,10 @@ pipeline_tag: text-to-image
 # stickers
 
 A miniature one-pass student: 128 px, {kinds} kinds of thing on {backgrounds} backgrounds, painted
-in one pass (encoder once, decoder for K = 4 timesteps at once). It learned from prompts alone
-from a teacher that learned from scenes drawn with the Noto Color Emoji font (OFL 1.1); the
-autoencoder's decoder learned from such scenes too, and from those nearest to what the student
-paints. All of them, the text encoder and the judge below were made by `tiue distill` from the
-recipes in `tiue_core/stickers/recipes`, on two CPU cores.
+in one pass (encoder once, decoder for K = 4 timesteps at once). It learned from prompts alone from
+a teacher that learned from scenes drawn with the Noto Color Emoji font (OFL 1.1). Both, the
+autoencoder, the text encoder and the judge below were made by `tiue distill` from the recipes in
+`tiue_core/stickers/recipes`, on two CPU cores.
 
 Things: {kind_names}.
 Backgrounds: {background_names}.

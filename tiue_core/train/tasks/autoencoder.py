@@ -25,7 +25,6 @@ from ..loop import Task
 from ..optimizers import adam, backward, descend, optimizer, optimizer_step
 from ..patches import PatchCritic, apart, edges
 from ..recipe import AutoencoderRecipe
-from ..restored import Restored
 from ..widen import widened
 
 logger = logging.getLogger("tiue.train")
@@ -70,7 +69,6 @@ class AutoencoderTask(Task):
             self.optimizers["critic"] = adam(recipe, learned, recipe.critic_learning_rate)
         captions = self.captions[:PAINTED]
         self.painted = Painted(recipe.painted, captions, recipe.seed) if recipe.painted else None
-        self.restored: Restored | None = None
         self.guesses = Guesses(recipe.smudge, recipe.smudge_range) if recipe.smudge else None
 
     def prepare(self, accelerator: Accelerator) -> None:
@@ -83,8 +81,6 @@ class AutoencoderTask(Task):
             written_out(self.vae)
         if self.guesses is not None:
             self.guesses.to(accelerator.device)
-        if self.recipe.restored:
-            self.restored = Restored(self.recipe, self.world, accelerator)
 
     def _forward(
         self,
@@ -150,12 +146,6 @@ class AutoencoderTask(Task):
         if halved:
             images = F.avg_pool2d(images, 2)
         decoded = decoded.float()
-        psnr = -10 * torch.log10((decoded.detach() - images).square().mean() / 4)
-        if self.restored is not None:
-            latents, scenes = self.restored.draw(recipe.batch_size // 2, generator)
-            with self.accelerator.autocast():
-                mended = self.vae.decoder(self.vae.post_quant_conv(latents))
-            decoded, images = torch.cat([decoded, mended.float()]), torch.cat([images, scenes])
         error = decoded - images
         mse = error.square().mean()
         kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
@@ -179,6 +169,7 @@ class AutoencoderTask(Task):
         )
         if recipe.adversarial:
             optimizer_step(self.accelerator, self.optimizers["critic"], recipe.grad_clip)
+        psnr = -10 * torch.log10(mse.detach() / 4)
         if self.original is not None:
             logs["strayed"] = strayed.detach()
         return {"loss": loss.detach(), "psnr": psnr, "kl": kl.detach(), **logs}
