@@ -71,7 +71,7 @@ def test_a_lora_is_trained_by_clicks_and_painted_with(
     page.get_by_role("tab", name="Live").click()
     page.fill("#tiue-prompt textarea", PROMPT)
     plain = png_of(shown(page, PROMPT, 0))
-    page.get_by_role("button", name="Student and size").click()
+    page.get_by_role("button", name="Student, size, negative prompt").click()
     page.get_by_label("LoRA", exact=True).click()
     page.get_by_role("option", name="ring").click()
     page.wait_for_function(
