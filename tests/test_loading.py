@@ -69,6 +69,20 @@ def picture(source: Any) -> torch.Tensor:
     return pipe("a cat", seed=3, output_type="latent").images
 
 
+def same(one: Any, other: Any) -> bool:
+    """Every weight to the bit. The picture to float32's rounding: some processors' kernels add up
+    otherwise where a tensor lies otherwise in its file."""
+    pipes = [students.load(each, device="cpu") for each in (one, other)]
+    for name in ("unet", "text_encoder", "vae"):
+        weights, others = (getattr(pipe, name).state_dict() for pipe in pipes)
+        if weights.keys() != others.keys():
+            return False
+        if not all(torch.equal(weight, others[key]) for key, weight in weights.items()):
+            return False
+    images = [pipe("a cat", seed=3, output_type="latent").images for pipe in pipes]
+    return float((images[0] - images[1]).abs().max() / images[1].abs().max()) <= 1e-6
+
+
 def variant(folder: Path, name: str, suffix: str, kind: Any = UNet2DConditionModel) -> None:
     """Write one model again, under a variant's name and in no other."""
     model = kind.from_pretrained(folder / name)
@@ -138,7 +152,7 @@ def test_every_layout_paints_the_same_and_unpickles_nothing(
 ) -> None:
     LAYOUTS[layout](copy)
     unpickled.clear()
-    assert torch.equal(picture(copy), picture(made))
+    assert same(copy, made)
     assert unpickled == []
 
 
@@ -153,7 +167,7 @@ def test_the_recorder_records(tmp_path: Path, unpickled: list[str]) -> None:
 def test_two_hundred_folders_unpickle_nothing(
     made: Path, tmp_path: Path, unpickled: list[str]
 ) -> None:
-    expected, layouts = picture(made), [*LAYOUTS.values()]
+    layouts = [*LAYOUTS.values()]
     for number in range(200):
         folder = Path(shutil.copytree(made, tmp_path / "one"))
         first, second = layouts[number % len(layouts)], layouts[number % 7 * 3 % len(layouts)]
@@ -162,7 +176,7 @@ def test_two_hundred_folders_unpickle_nothing(
             if files == [UNET]:  # the layouts write the plain file again
                 layout(folder)
         unpickled.clear()
-        assert torch.equal(picture(folder), expected)
+        assert same(folder, made)
         assert unpickled == []
         shutil.rmtree(folder)
 
@@ -216,7 +230,7 @@ def bare(key: str) -> str:
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_text_encoders_as_every_release_names_them(made: Path, copy: Path, prefix: str) -> None:
     rename(copy / "text_encoder" / TEXT, lambda key: prefix + bare(key))
-    assert torch.equal(picture(copy), picture(made))
+    assert same(copy, made)
 
 
 def test_what_is_saved_is_what_older_releases_read(made: Path, tmp_path: Path) -> None:
@@ -230,7 +244,7 @@ def test_what_is_saved_is_what_older_releases_read(made: Path, tmp_path: Path) -
     assert all(key.startswith("text_model.") for key in keys)
     files = {file.name for file in (tmp_path / "saved" / "tokenizer").iterdir()}
     assert {"vocab.json", "merges.txt"} <= files
-    assert torch.equal(picture(tmp_path / "saved"), picture(made))
+    assert same(tmp_path / "saved", made)
 
 
 MODELS = [("unet", UNET), ("vae", UNET), ("text_encoder", TEXT)]
@@ -264,7 +278,7 @@ def test_what_clip_has_beside_its_text_is_no_fault(made: Path, copy: Path) -> No
     tensors |= {"text_model.embeddings.position_ids": torch.arange(16)[None]}
     tensors |= {"logit_scale": torch.ones(()), "text_projection.weight": torch.ones(3, 32)}
     save_file(tensors, file)
-    assert torch.equal(picture(copy), picture(made))
+    assert same(copy, made)
 
 
 def test_a_config_that_describes_no_model(copy: Path) -> None:
@@ -406,7 +420,7 @@ def test_a_tokenizer_without_its_config(made: Path, copy: Path) -> None:
     (copy / "tokenizer" / "tokenizer_config.json").unlink()
     pipe = students.load(copy, device="cpu")
     assert pipe.tokenizer.model_max_length == 16
-    assert torch.equal(picture(copy), picture(made))
+    assert same(copy, made)
 
 
 @pytest.mark.parametrize(

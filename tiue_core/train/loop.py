@@ -26,11 +26,6 @@ from torch import nn
 from ..errors import TiueError
 from . import checkpoint
 from .optimizers import LossError, lr_lambda
-from .optimizers import adam as adam  # these five where they were
-from .optimizers import backward as backward
-from .optimizers import optimizer as optimizer
-from .optimizers import optimizer_step as optimizer_step
-from .optimizers import trainable as trainable
 from .recipe import Recipe
 
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  #: ways of accelerate that this loop has not

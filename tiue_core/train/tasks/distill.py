@@ -45,8 +45,9 @@ from ..critic import Critic, both_seen, criticism
 from ..draws import Draws, Source, integers, normal, uniform
 from ..embeds import Embeds
 from ..grids import grid
-from ..loop import Task, adam, backward, optimizer, optimizer_step, trainable
+from ..loop import Task
 from ..low_rank import give_adapters, write_adapters
+from ..optimizers import adam, backward, optimizer, optimizer_step, trainable
 from ..prompts import PromptTokens, load_prompts
 from ..real_images import with_images
 from ..recipe import DistillRecipe
