@@ -46,9 +46,11 @@ def test_pictures_come_back_from_their_latents_as_they_were_scaled(pipe: Any) ->
     from tiue_core.pipelines.vae import decode, encode_mean
 
     pipe.vae.register_to_config(scaling_factor=SCALE, shift_factor=SHIFT)
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pipe.vae.double()  # in float32 a random decoder makes much of the last bit, on some processors
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 32, 32, generator=random).double() * 2 - 1
     with torch.no_grad():
         z = encode_mean(pipe.vae, images)
         own = pipe.vae.encode(images).latent_dist.mean
-        assert (z - (own - SHIFT) * SCALE).abs().max() <= 1e-6
-        assert (decode(pipe.vae, z) - pipe.vae.decode(own).sample).abs().max() <= 1e-5
+        assert (z - (own - SHIFT) * SCALE).abs().max() <= 1e-12
+        assert (decode(pipe.vae, z) - pipe.vae.decode(own).sample).abs().max() <= 1e-9
