@@ -161,7 +161,8 @@ def test_written_and_read_back(folder: Path, tmp_path: Path) -> None:
     own = TiuePipeline.from_pretrained(folder, timesteps=[999], force_zeros_for_empty_prompt=False)
     for prompt in ("a cat", ""):
         latents, wanted = (p(prompt, seed=3, output_type="latent").images for p in (pipe, own))
-        assert torch.equal(latents, wanted)
+        # The weights are the same to the bit, as seen above; kernels may add up otherwise.
+        assert (latents - wanted).abs().max() <= 1e-6 * wanted.abs().max()
     zeros = TiuePipeline.from_pretrained(folder, timesteps=[999])
     assert (zeros("", seed=3, output_type="latent").images - wanted).abs().max() > 1e-3
     theirs = stock(out, folder)
