@@ -167,6 +167,7 @@ if __name__ == "__main__":
         from ..evaluate.stickers_table import table
 
         figures = json.loads(Path(sys.argv[2]).read_text())
-        command = f"tiue evaluate stickers stickers-one-step --count {figures['count']}"
+        teacher = "" if "guidance" in figures else "--teacher none "
+        command = f"tiue evaluate stickers stickers-one-step {teacher}--count {figures['count']}"
         (HERE / "student" / "README.md").write_text(card(figures, command), encoding="utf-8")
         insert(HERE.parent.parent / "README.md", table(figures))
