@@ -189,7 +189,8 @@ def test_a_folder_is_saved_and_read_back(nodes, output, student):  # noqa: F811
         assert all(torch.equal(mine[key], wanted[key]) for key in wanted), part
     for prompt in (PROMPT, ""):
         latents = read(prompt, seed=3, output_type="latent").images
-        assert torch.equal(latents, student.reference(prompt, 3))
+        wanted = student.reference(prompt, 3)  # kernels may add up otherwise
+        assert (latents - wanted).abs().max() <= 1e-6 * wanted.abs().max()
 
 
 def test_one_encoder_of_two_is_refused(nodes, output, student):  # noqa: F811
