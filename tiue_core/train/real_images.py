@@ -73,7 +73,7 @@ def real_images(recipe: DistillRecipe, pipeline: Any, accelerator: Accelerator) 
 def with_images(
     images: RealImages,
     share: float,
-    painted: Tensor | None,
+    painted: Tensor,
     prompt_embeds: Tensor,
     embed: Callable[[Tensor], Tensor],
     source: Source,
@@ -84,7 +84,7 @@ def with_images(
     count = max(1, round(share * batch))
     tokens, latents = images.draw(count, source)
     embeds, latents = embed(tokens).to(prompt_embeds.device), latents.to(prompt_embeds.device)
-    if painted is None or count == batch:
+    if count == batch:
         return latents, embeds
     return torch.cat([latents, painted[count:]]), torch.cat([embeds, prompt_embeds[count:]])
 
