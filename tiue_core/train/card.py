@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from ..core.schedule import OneWaySchedule
-from .recipe import DistillRecipe
+from .recipe import DistillRecipe, DrawnRecipe, Recipe
 
 _CARD = """---
 library_name: diffusers
@@ -32,7 +32,18 @@ _APART = (
 
 
 def card(recipe: DistillRecipe, schedule: OneWaySchedule) -> str:
+    """Of a student that a teacher was distilled into."""
     times = ", ".join(str(t) for t in schedule.timesteps.tolist())
     how = (_SHARED if recipe.shared_encoder else _APART).format(t=times, k=len(schedule))
-    made = recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
-    return _CARD.format(teacher=recipe.teacher, how=how, recipe=yaml.safe_dump(made))
+    return _CARD.format(teacher=recipe.teacher, how=how, recipe=_written(recipe))
+
+
+def drawn_card(recipe: DrawnRecipe, schedule: OneWaySchedule) -> str:
+    """Of a student that was taught by drawn scenes."""
+    times = ", ".join(str(t) for t in schedule.timesteps.tolist())
+    how = _SHARED.format(t=times) + " It was taught by drawn scenes at last."
+    return _CARD.format(teacher=recipe.student, how=how, recipe=_written(recipe))
+
+
+def _written(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}))

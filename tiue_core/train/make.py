@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.schedule import STEPS
 from ..errors import TiueError
 from ..shared.measure import matmul_rate
 from .recipe import (
     AutoencoderRecipe,
     DistillRecipe,
+    DrawnRecipe,
     JudgeRecipe,
     Recipe,
     TeacherRecipe,
@@ -120,12 +122,19 @@ def sample_flops(recipe: Recipe, unet: dict[str, Any] | None = None) -> float:
         return BACKWARD * _count(lambda: Judge(*kinds, recipe.channels), image)
     if isinstance(recipe, TeacherRecipe):
         return BACKWARD * _unet_flops(recipe.unet)
-    assert isinstance(recipe, DistillRecipe)
     one = _unet_flops(unet)
-    passes = (1 - DECODER) + recipe.decoders * DECODER
+    if isinstance(recipe, DrawnRecipe):
+        return one * BACKWARD * _passes(STEPS)
+    assert isinstance(recipe, DistillRecipe)
+    passes = _passes(recipe.decoders)
     eyes = 2 * BACKWARD * (1 - DECODER) if recipe.adversarial or recipe.perceptual else 0
     vsd = (4 + BACKWARD * recipe.lora_updates) * max(0, 1 - recipe.imitate / recipe.steps)
     return one * (BACKWARD * passes + eyes + vsd)
+
+
+def _passes(decoders: int) -> float:
+    """An encoder and so many decoders, in passes of a whole UNet."""
+    return (1 - DECODER) + decoders * DECODER
 
 
 def _ahead(stage: Stage, unet: dict[str, Any] | None, speed: float) -> float:

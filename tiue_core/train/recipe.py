@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from ..errors import TiueError
 from .recipe_scratch import (
     AutoencoderRecipe,
+    DrawnRecipe,
     JudgeRecipe,
     Recipe,
     TeacherRecipe,
@@ -226,6 +227,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "judge": JudgeRecipe,
     "teacher": TeacherRecipe,
     "distill": DistillRecipe,
+    "drawn": DrawnRecipe,
     "lora": LoraRecipe,
 }
 

@@ -172,3 +172,20 @@ class TeacherRecipe(Recipe):
     min_snr_gamma: float | None = Field(
         5.0, description="weight min(SNR, gamma) / SNR on the noise error; null = plain"
     )
+
+
+class DrawnRecipe(Recipe):
+    """A one-pass student of the stickers world, taught by what it draws (``stickers/posed.py``)."""
+
+    task: Literal["drawn"]
+    world: WorldConfig = WorldConfig()
+    student: str = Field(description="where it begins: a student's folder; `stickers` is shipped")
+    reach: float = Field(
+        0.25, gt=0, le=1, description="share of place, size and tilt that is drawn at first"
+    )
+    grown: float = Field(
+        0.5, ge=0, le=1, description="share of the updates in which that grows to all; 0 = at once"
+    )
+    reader: float = Field(
+        0.1, ge=0, description="weight of a linear layer that reads the pose off the encoder"
+    )

@@ -22,7 +22,7 @@ PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them
 #: the autoencoder's runs, the last first
 DECODERS = ("autoencoder-narrow-critic", "decoder-critic", "decoder-more", "decoder")
 DIGITS = 8  #: of a weight that is shipped, binary ones
-MORE = ("-wide", "-wide-on", "-blend")  #: ends of names of runs of `more/`, the last ones last
+MORE = ("-wide", "-wide-on", "-blend", "-drawn", "-drawn-on")  #: ends of names of runs of `more/`, the last ones last
 
 
 def ship(runs: Path) -> int:
@@ -102,9 +102,10 @@ pipeline_tag: text-to-image
 # stickers
 
 A miniature one-pass student: 128 px, {kinds} kinds of thing on {backgrounds} backgrounds, painted
-in one pass (encoder once, decoder for K = 4 timesteps at once). It learned from prompts alone from
-a teacher that learned from scenes drawn with the Noto Color Emoji font (OFL 1.1). Both, the
-autoencoder, the text encoder and the judge below were made by `tiue distill` from the recipes in
+in one pass (encoder once, decoder for K = 4 timesteps at once). It was distilled, by prompts alone,
+from a teacher that learned from scenes drawn with the Noto Color Emoji font (OFL 1.1); then such
+scenes taught it further, one for every noise (`stickers/posed.py`). Both, the autoencoder, the text
+encoder and the judge below were made by `tiue distill` from the recipes in
 `tiue_core/stickers/recipes`, on two CPU cores.
 
 Things: {kind_names}.
