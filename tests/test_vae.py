@@ -29,6 +29,19 @@ def test_an_autoencoder_that_overflows_in_half_precision_leaves_it(pipe: Any) ->
     assert pipe.vae.dtype == torch.float16
 
 
+def test_pictures_in_0_to_1_are_diffusers_own_to_the_last_bit() -> None:
+    """By one thread: torch's others would spin on while an engine paints the next picture."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    from tiue_core.pipelines.vae import unit
+
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        random = torch.Generator().manual_seed(0)
+        images = (3 * torch.randn(2, 3, 128, 128, generator=random)).to(dtype)
+        made, wanted = unit(images), VaeImageProcessor().postprocess(images, output_type="pt")
+        assert made.dtype == dtype and torch.equal(made, wanted)
+
+
 def test_pictures_come_back_from_their_latents_as_they_were_scaled(pipe: Any) -> None:
     from tiue_core.pipelines.vae import decode, encode_mean
 

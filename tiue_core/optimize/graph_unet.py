@@ -130,7 +130,7 @@ class GraphRunner:
         """z (B, C, h, w) to images (B, 3, H, W) in [-1, 1]; ``decode`` does it in PyTorch."""
         if not self.holds(vae):
             return decode(vae, z)
-        return 2 * torch.from_numpy(self.graphs.image(array(z))) - 1
+        return torch.from_numpy(2 * self.graphs.image(array(z)) - 1)  # see ``pipelines.vae.unit``
 
     def facts(self) -> dict[str, str]:
         """What a picture's metadata says of the engine."""

@@ -29,7 +29,7 @@ from .checks import check_alike, latent_shape
 from .memory import in_batches
 from .student import StudentPipeline
 from .text import check_precision, token_limit, tokenize, warn_of_dropped_words
-from .vae import decode
+from .vae import decode, unit
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
@@ -230,7 +230,11 @@ class TiuePipeline(StudentPipeline):
         run = self._optimized
         images = decode(vae, latents) if run is None else run.image(vae, latents, decode)
         check_picture(self, latents, images)
-        return self.image_processor.postprocess(images, output_type=output_type)
+        images = unit(images)
+        if output_type == "pt":
+            return images
+        pixels = self.image_processor.pt_to_numpy(images)
+        return pixels if output_type == "np" else self.image_processor.numpy_to_pil(pixels)
 
 
 def _joined(batches: list[Any]) -> Any:

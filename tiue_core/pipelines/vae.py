@@ -41,6 +41,15 @@ def decode(vae: Any, z: Tensor, run: Callable[..., Any] | None = None) -> Tensor
     return (run or _decode)(vae, latents)
 
 
+def unit(images: Tensor) -> Tensor:
+    """Images in [-1, 1] in [0, 1]. On a CPU by one thread: waking torch's others, which then spin,
+    takes what paints next longer than the pixels do."""
+    if images.device.type != "cpu" or images.dtype not in (torch.float32, torch.float64):
+        return (images * 0.5 + 0.5).clamp(0, 1)
+    pixels = images.detach().numpy() * 0.5  # Python's numbers leave the dtype as it is
+    return torch.from_numpy((pixels + 0.5).clip(0, 1))
+
+
 def _decode(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents, return_dict=False)[0]
 

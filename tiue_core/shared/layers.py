@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -148,33 +149,51 @@ class Bits:
     """``fingerprint`` for who asks often: remembers where tensors lie, never what they hold."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, tuple, memoryview]] = {}
+        self._tensors: list[Tensor] = []
+        self._places: list[list[Any]] = []
+        self._views: list[memoryview | None] = []
+        self._dense = True
 
     def mark(self, tensors: Iterable[Tensor]) -> int:
-        seen, away, known = [], [], self._known
-        for tensor in tensors:
-            one = known.get(id(tensor))
-            if one is not None and one[0] is tensor and one[1] == _place(tensor):
-                seen.append(xxh3_64_intdigest(one[2]))
+        tensors = [*tensors]
+        places = [[*map(asked, tensors)] for asked in _PLACE]
+        if places != self._places:  # the tensors are held, so that an id stays one's own
+            self._tensors, self._places = tensors, places
+            self._views = [_view(tensor) for tensor in tensors]
+            self._dense = None not in self._views
+        if not self._dense:
+            return self._scattered()
+        return hash((*map(xxh3_64_intdigest, self._views),))  # type: ignore[arg-type]
+
+    def _scattered(self) -> int:
+        """The same where some of the tensors must be gathered to be read."""
+        seen, away = [], []
+        for tensor, view in zip(self._tensors, self._views, strict=True):
+            if view is not None:
+                seen.append(xxh3_64_intdigest(view))
             elif tensor.device.type == "cpu":
-                seen.append(xxh3_64_intdigest(self._bytes(tensor)))
+                seen.append(xxh3_64_intdigest(_bytes(_flat(tensor))))
             elif tensor.numel() and not tensor.is_meta:
                 away.append(_rows(tensor))
         if away:
             seen.append(xxh3_64_intdigest(torch.cat(away).cpu().numpy().data))
         return hash(tuple(seen))
 
-    def _bytes(self, tensor: Tensor) -> memoryview:
-        """A CPU tensor's bits: a view, to be known from now on, unless it lies scattered."""
-        flat = _flat(tensor)
-        bits = flat.view(torch.uint8).numpy().data
-        if flat.data_ptr() == tensor.data_ptr():
-            self._known[id(tensor)] = tensor, _place(tensor), bits
-        return bits
+
+#: where a tensor lies, each asked of all at once
+_PLACE = (id, Tensor.data_ptr, attrgetter("shape"), Tensor.stride, attrgetter("dtype"))
 
 
-def _place(tensor: Tensor) -> tuple:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+def _view(tensor: Tensor) -> memoryview | None:
+    """A CPU tensor's bits as they lie, unless it lies scattered."""
+    if tensor.device.type != "cpu":
+        return None
+    flat = _flat(tensor)
+    return _bytes(flat) if flat.data_ptr() == tensor.data_ptr() else None
+
+
+def _bytes(flat: Tensor) -> memoryview:
+    return flat.view(torch.uint8).numpy().data
 
 
 def _flat(tensor: Tensor) -> Tensor:
