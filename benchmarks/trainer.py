@@ -2,9 +2,9 @@
 
     python benchmarks/trainer.py
 
-The miniature's UNet, one thread, batch 64: autocast with the CPU's fused attention, with attention
-written out (``train/attention.py``), and that with freed memory kept (``optimize/cpu.py``). Taken in
-turn, the best of each.
+The miniature's UNet, one thread, batch 64: autocast with the CPU's fused attention, with
+attention written out (``train/attention.py``), and that with freed memory kept
+(``optimize/cpu.py``). Taken in turn, the best of each.
 """
 
 from __future__ import annotations

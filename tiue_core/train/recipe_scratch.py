@@ -189,3 +189,7 @@ class DrawnRecipe(Recipe):
     reader: float = Field(
         0.1, ge=0, description="weight of a linear layer that reads the pose off the encoder"
     )
+    pixels: float = Field(
+        0.0, ge=0, description="weight of the distance between pictures, of values and of edges"
+    )
+    pixels_of: int = Field(8, gt=0, description="pictures of a batch that are compared so")

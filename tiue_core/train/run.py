@@ -21,8 +21,8 @@ def run(
         from .lora.run import train_lora
 
         return train_lora(recipe, progress)
-    # Small networks ask for the same memory again and again; fetched anew it takes half of their time
-    # on a CPU. A LoRA of a large student does without: the holes would cost it a third more.
+    # Small networks ask for the same memory again and again; fetched anew it takes half of their
+    # time on a CPU. A LoRA of a large student does without: the holes would cost it a third more.
     keep_pages()
     task = recipe.task  # type: ignore[attr-defined]
     make: Any

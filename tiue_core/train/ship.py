@@ -22,7 +22,8 @@ PROMPTS = 256  #: of its world, shipped with the student: a LoRA must leave them
 #: the autoencoder's runs, the last first
 DECODERS = ("autoencoder-narrow-critic", "decoder-critic", "decoder-more", "decoder")
 DIGITS = 8  #: of a weight that is shipped, binary ones
-MORE = ("-wide", "-wide-on", "-blend", "-drawn", "-drawn-on")  #: ends of names of runs of `more/`, the last ones last
+#: ends of names of runs that go on from others, the last ones last
+MORE = ("-wide", "-wide-on", "-blend", "-drawn", "-drawn-on")
 
 
 def ship(runs: Path) -> int:

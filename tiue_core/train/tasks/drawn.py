@@ -2,6 +2,7 @@
 
     words, noise -> the scene that they stand for (``stickers/posed.py``) -> z, what is learned
     loss = smooth L1(one pass of noise, z) + reader * MSE(what the encoder says of the pose, scores)
+           + pixels * (L1 + edges)(of some of them decoded, drawn)
 
 A student that regresses onto its teacher's samples has to guess what a noise becomes, and smears
 where it cannot. Here every noise says what it becomes. Poses begin in a small part of their range
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -35,9 +37,19 @@ from ..embeds import Embeds
 from ..grids import grid
 from ..loop import Task
 from ..optimizers import adam, backward, optimizer, optimizer_step
+from ..patches import edges
 from ..prompts import WORLD_PROMPTS, PromptTokens
 from ..recipe import DrawnRecipe, data_seed
 from ..vsd import distance
+
+
+class Wanted(NamedTuple):
+    """What a batch of prompts and noises stands for."""
+
+    z: Tensor  # (B, C, h, w)
+    images: Tensor  # (B, 3, H, W) in [-1, 1]
+    scores: Tensor  # (B, SCORES)
+    told: Tensor  # (B, SCORES), 1 where the scene depends on the score, else 0
 
 
 class DrawnTask(Task):
@@ -91,31 +103,40 @@ class DrawnTask(Task):
         draws = Draws(generator, accelerator.process_index, accelerator.num_processes)
         rows = integers(draws, 0, len(self.scenes), recipe.batch_size)
         noise = normal(draws, (len(rows), *self.shape))
-        wanted, said, of_them = self.wanted(rows, noise, self.reach(step))
+        wanted = self.wanted(rows, noise, self.reach(step))
         _, prompt_embeds = self.embeds(rows)
 
         passed = self.paint(self.modules["student"], noise.to(accelerator.device), prompt_embeds)
-        loss = distance(passed.latents, wanted)
+        found = {"drawn": distance(passed.latents, wanted.z)}
         read = self.modules["reader"](passed.features.mid.float())
-        misread = (F.mse_loss(read, said, reduction="none") * of_them).sum() / of_them.sum()
-        backward(accelerator, loss + recipe.reader * misread)
+        wrong = F.mse_loss(read, wanted.scores, reduction="none") * wanted.told
+        found["misread"] = wrong.sum() / wanted.told.sum()
+        loss = found["drawn"] + recipe.reader * found["misread"]
+        if recipe.pixels:
+            some = slice(0, recipe.pixels_of)
+            with accelerator.autocast():
+                images = decode(self.pipeline.vae, passed.latents[some]).float()
+            drawn = wanted.images[some]
+            found["pixels"] = F.l1_loss(images, drawn) + edges(images, drawn)
+            loss = loss + recipe.pixels * found["pixels"]
+        backward(accelerator, loss)
         norms = {
             f"{name}_norm": optimizer_step(accelerator, own, recipe.grad_clip)
             for name, own in self.optimizers.items()
         }
-        return {"drawn": loss.detach(), "misread": misread.detach(), **norms}
+        return {**{name: part.detach() for name, part in found.items()}, **norms}
 
     @torch.no_grad()
-    def wanted(self, rows: Tensor, noise: Tensor, reach: float = 1.0) -> tuple[Tensor, ...]:
-        """Prompts (B,) and their noise (B, C, h, w) -> z (B, C, h, w) of the scenes that they stand
-        for, the scores (B, SCORES), and which of these the scenes depend on (B, SCORES)."""
+    def wanted(self, rows: Tensor, noise: Tensor, reach: float = 1.0) -> Wanted:
+        """What prompts (B,) and their noise (B, C, h, w) stand for."""
         device, said = self.accelerator.device, scores(noise)
         words = [self.scenes[row] for row in rows.tolist()]
         drawn = [posed(scene, one, reach) for scene, one in zip(words, said, strict=True)]
+        images = to_unit(render(drawn)).to(device)
         with self.accelerator.autocast():
-            z = encode_mean(self.pipeline.vae, to_unit(render(drawn)).to(device)).float()
+            z = encode_mean(self.pipeline.vae, images).float()
         of_them = torch.tensor([told(scene) for scene in words], dtype=torch.float32)
-        return z, said.to(device), of_them.to(device)
+        return Wanted(z, images, said.to(device), of_them.to(device))
 
     def paint(self, unet: nn.Module, noise: Tensor, prompt_embeds: Tensor) -> OnePass:
         with self.accelerator.autocast():
@@ -132,7 +153,7 @@ class DrawnTask(Task):
         tokens = token_ids(self.pipeline, self.prompts[:16])
         embeds = self.embeds.of(tokens).to(device)
         latents = self.paint(modules["student"], noise.to(device), embeds).latents
-        both = torch.cat([latents, self.wanted(rows, noise)[0]])
+        both = torch.cat([latents, self.wanted(rows, noise).z])
         return grid(decode(self.pipeline.vae, both), columns=16)
 
     def export(self, modules: Mapping[str, nn.Module], folder: Path) -> None:
