@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.upsampling import Upsample2D
 from helpers_students import make_student
 from PIL import Image
 
@@ -19,6 +22,7 @@ from tiue_core.core.noise import draw_noise
 from tiue_core.export import noise as ours
 from tiue_core.export.runtime import Graph
 from tiue_core.export.write import export
+from tiue_core.shared.exact import doubled
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -88,6 +92,31 @@ def test_norms_of_single_channels_are_not_reshaped(pipe: Any, tmp_path: Path) ->
     assert len(given) == len(norms)
     assert sum(maker != "Reshape" for maker in given) == len(of_pictures)
     assert all(m is pipe.vae.decoder.get_submodule(n) for n, m in norms.items())  # its own stay
+
+
+def test_upsamplers_are_transposed_convolutions(pipe: Any, tmp_path: Path) -> None:
+    """Four ninths of the multiplications; the student's own stay as they are."""
+    import onnx
+
+    export(pipe, tmp_path / "tiny.onnx", parts=True)
+    for part, levels in (("vae", pipe.vae.decoder.up_blocks), ("decoder", pipe.unet.up_blocks)):
+        model = onnx.load(tmp_path / f"tiny.{part}.onnx").graph
+        kinds = [node.op_type for node in model.node]
+        upsamplers = [level.upsamplers[0] for level in levels if level.upsamplers]
+        assert kinds.count("ConvTranspose") == len(upsamplers) > 0 == kinds.count("Resize")
+        kernels = [each for each in model.initializer if tuple(each.dims)[2:] == (4, 4)]
+        assert len(kernels) == len(upsamplers)  # stored: deriving them as it opens takes longer
+        assert all(isinstance(each, Upsample2D) for each in upsamplers)  # its own stay
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+def test_doubling_is_a_transposed_convolution(size: tuple[int, int]) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 4, 3, 3, generator=random).double()
+    h = torch.randn(2, 4, *size, generator=random).double()
+    wanted = F.conv2d(F.interpolate(h, scale_factor=2.0), weight, padding=1)
+    made = F.conv_transpose2d(h, doubled(weight), stride=2, padding=1)
+    assert torch.allclose(made, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_generate_needs_no_torch(graph: Path, tmp_path: Path) -> None:

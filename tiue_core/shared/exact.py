@@ -8,6 +8,7 @@ e   doubling, then a 3x3 convolution = a 2x2 convolution to four times the chann
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -52,6 +53,12 @@ def doubling_kernel(weight: Tensor) -> Tensor:
     taps = taps.to(weight.device)  # (parity, tap, kernel)
     small = torch.einsum("dau,ebv,oiuv->deoiab", taps, taps, weight.double())
     return small.flatten(0, 2).to(weight.dtype)
+
+
+def doubled(weight: Tensor) -> Tensor:
+    """(C', C, 3, 3), applied after nearest-neighbour doubling, as the (C, C', 4, 4) of a transposed
+    convolution of stride 2 before it: a small pixel is four doubled ones, and reaches as far."""
+    return 4 * F.avg_pool2d(weight.transpose(0, 1).flip(2, 3), 2, 1, padding=1)
 
 
 def interleaved(y: Tensor) -> Tensor:
