@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from . import folders
 from .schema import schema
 
-METHODS = ("transfer", "paired", "one-pass")
+METHODS = ("transfer", "nearest", "paired", "one-pass")
 OWN = "the student's own"
 
 
