@@ -54,9 +54,8 @@ class TrainLora(io.ComfyNode):
                     options=list(METHODS),
                     default=METHODS[0],
                     tooltip="transfer: the teacher learns the pictures, and the student takes its "
-                    "LoRA; the quickest. nearest: then the student learns the pictures from "
-                    "the noises that come near them. paired: it copies what that teacher paints. "
-                    "one-pass: score distillation.",
+                    "LoRA; the quickest, and the best on the built-in student. paired: then the "
+                    "student copies what that teacher paints. one-pass: then score distillation.",
                 ),
                 io.Int.Input(
                     "steps", default=600, min=1, max=100_000, tooltip="Updates of the teacher."
