@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from . import folders
 from .schema import schema
 
-METHODS = ("transfer", "nearest", "paired", "one-pass")
+METHODS = ("transfer", "paired", "one-pass")
 OWN = "the student's own"
 
 

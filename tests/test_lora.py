@@ -23,7 +23,6 @@ from tiue_core.train.loop import LossError, Stopped
 from tiue_core.train.lora import stages
 from tiue_core.train.lora.kohya import kohya_tensors, lora_parameters, write
 from tiue_core.train.lora.memory import Estimate
-from tiue_core.train.lora.nearest import nearest_noise
 from tiue_core.train.lora.pictures import bucket_of, read_pictures
 from tiue_core.train.lora.run import (
     check_loads,
@@ -178,7 +177,7 @@ class Killed(BaseException):
     """As a kill: nobody gets to tidy up."""
 
 
-@pytest.mark.parametrize("method", ["transfer", "one-pass", "paired", "nearest"])
+@pytest.mark.parametrize("method", ["transfer", "one-pass", "paired"])
 def test_killed_and_resumed_gives_the_same_weights(
     recipe: Callable[..., LoraRecipe], method: str
 ) -> None:
@@ -226,8 +225,6 @@ def test_the_second_stage_killed_five_times_while_a_checkpoint_is_written(
         ("one-pass", "kl_weight", 0.0, 10.0),
         ("one-pass", "fake_drop_prompt", 0.0, 1.0),
         ("paired", "kl_weight", 0.0, 10.0),
-        ("nearest", "kl_weight", 0.0, 10.0),
-        ("nearest", "noises", 1, 6),
     ],
 )
 def test_each_setting_of_the_loss_moves_what_is_learned(
@@ -242,18 +239,6 @@ def test_each_setting_of_the_loss_moves_what_is_learned(
         for name, value in (("low", low), ("high", high))
     )
     assert not all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_the_nearest_noise_is_the_nearest_of_all_that_are_drawn() -> None:
-    """For every picture by itself, whichever turn it was drawn in."""
-    shape, turns = (5, 4, 2, 2), 7
-    wanted = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found = nearest_noise(torch.tanh, wanted, turns, torch.Generator().manual_seed(2))
-    again = torch.Generator().manual_seed(2)
-    drawn = torch.stack([torch.randn(shape, generator=again) for _ in range(turns)])
-    for row in range(len(wanted)):
-        errors = [float((torch.tanh(one[row]) - wanted[row]).abs().mean()) for one in drawn]
-        assert torch.equal(found[row], drawn[min(range(turns), key=errors.__getitem__), row])
 
 
 def test_a_stopped_run_says_so_and_goes_on(recipe: Callable[..., LoraRecipe]) -> None:

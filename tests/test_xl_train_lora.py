@@ -85,7 +85,7 @@ def test_the_teacher_is_told_what_diffusers_tells_it(
         assert (told - wanted).abs().max() <= 1e-5 and (made - wanted).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("method", ["transfer", "paired", "one-pass", "nearest"])
+@pytest.mark.parametrize("method", ["transfer", "paired", "one-pass"])
 def test_a_lora_is_made_and_loads(recipe: Any, folder: Path, method: str) -> None:
     file = run.train_lora(recipe.model_copy(update={"method": method}))
     before, after = (TiuePipeline.from_pretrained(folder) for _ in range(2))

@@ -21,7 +21,7 @@ from ..io.images import slug
 from .broker import RequestBroker, client_of, told
 from .parts import INSTANT, WORKING, freed
 
-METHODS = ("transfer", "nearest", "paired", "one-pass")
+METHODS = ("transfer", "paired", "one-pass")
 FILES = 200  #: pictures and captions of one training
 _PULSE = 1.0  # s between two looks at how far it is
 

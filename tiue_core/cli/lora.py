@@ -35,9 +35,7 @@ def lora(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            metavar="transfer|nearest|paired|one-pass", show_default="transfer", help="The way."
-        ),
+        typer.Option(metavar="transfer|one-pass|paired", show_default="transfer", help="The way."),
     ] = None,
     style: Annotated[
         bool, typer.Option("--style", help="A style, not a thing: --prior 0 --steps 400.")

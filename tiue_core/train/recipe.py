@@ -163,8 +163,8 @@ STYLE = {"prior": 0.0, "steps": 400}
 class LoraRecipe(Recipe):
     """A LoRA for a one-pass student, from a folder of pictures (``train/lora``).
 
-    ``steps`` counts the updates of the teacher's LoRA; all ways but `transfer`
-    add ``student_steps`` of the student's. The defaults are for Stable Diffusion and the miniature
+    ``steps`` counts the updates of the teacher's LoRA; two of the three ways add
+    ``student_steps`` of the student's. The defaults are for Stable Diffusion and the miniature
     alike; `docs/lora.md` has what chose them.
     """
 
@@ -174,7 +174,7 @@ class LoraRecipe(Recipe):
     trigger: str | None = None
     student: str = "stickers"
     teacher: str | None = Field(None, description="what the student was made from, if not known")
-    method: Literal["transfer", "one-pass", "paired", "nearest"] = "transfer"
+    method: Literal["transfer", "one-pass", "paired"] = "transfer"
     rank: int = Field(16, gt=0)
     alpha: float = Field(16, gt=0)
     targets: list[str] = Field([
@@ -202,7 +202,6 @@ class LoraRecipe(Recipe):
     guidance: float = 2.0
     pairs: int = Field(128, gt=0, description="teacher samples that `paired` regresses onto")
     pair_steps: int = Field(12, ge=1)
-    noises: int = Field(4, gt=0, description="of which `nearest` takes the nearest for a picture")
     kl_weight: float = 0.001
     fake_learning_rate: float = 1e-3
     fake_drop_prompt: float = Field(0.1, ge=0, le=1)

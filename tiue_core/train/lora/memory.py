@@ -111,7 +111,7 @@ def _peak(
         for unet in (student, teacher):
             _make_fake(unet)
         stage.update(0, torch.Generator())
-    fakes = learned if recipe.method == "one-pass" and not first else 0
+    fakes = 0 if first or recipe.method == "paired" else learned
     return live.peak + 2 * (learned + fakes)  # the optimizer's moments
 
 

@@ -27,7 +27,6 @@ from ..recipe import LoraRecipe
 from ..vsd import denoising, distance, noise_like, normal_kl, one_pass_of, plain, score_distillation
 from .adapters import adapt, borrowed, lora_parameters
 from .kohya import begin_with, kohya_tensors, write
-from .nearest import nearest_noise
 from .parts import Group, Parts
 
 RESULT = "lora.safetensors"
@@ -62,12 +61,6 @@ class Stage(Task):
 
     def _rows(self, total: int, generator: torch.Generator, count: int | None = None) -> Tensor:
         return integers(generator, 0, total, count or self.recipe.batch_size)
-
-    def _group(self, generator: torch.Generator) -> Group:
-        """A bucket, the fuller the likelier."""
-        sizes = torch.tensor([float(len(group.latents)) for group in self.parts.groups])
-        chosen = torch.multinomial(sizes, 1, generator=generator)
-        return self.parts.groups[int(chosen) if len(sizes) > 1 else 0]
 
     @property
     def _priors(self) -> int:
@@ -138,6 +131,12 @@ class TransferStage(Stage):
         answer = parts.noising.answer(clean, noise, timesteps)
         return (predicted.float() - answer).square().mean()
 
+    def _group(self, generator: torch.Generator) -> Group:
+        """A bucket, the fuller the likelier."""
+        sizes = torch.tensor([float(len(group.latents)) for group in self.parts.groups])
+        chosen = torch.multinomial(sizes, 1, generator=generator)
+        return self.parts.groups[int(chosen) if len(sizes) > 1 else 0]
+
     def _prior(self, generator: torch.Generator) -> Tensor:
         """MSE between the teacher with and without its LoRA, on the student's own pictures."""
         prior, noising = self.parts.prior, self.parts.noising
@@ -160,8 +159,7 @@ class StudentStage(Stage):
     """The student's LoRA starts as the teacher's and follows the teacher that carries it.
 
     ``one-pass``: score distillation against it. ``paired``: regression onto its samples, from the
-    same noise. ``nearest``: onto the pictures, from noises that come near them already. In each the
-    student stays itself on other prompts.
+    same noise. Either way the student stays itself on other prompts.
     """
 
     def __init__(
@@ -175,8 +173,7 @@ class StudentStage(Stage):
         super().__init__(recipe, parts, parts.student)
         self.folder, self.stop = folder, stop
         self.paired = recipe.method == "paired"
-        self.scored = recipe.method == "one-pass"
-        if self.scored:
+        if not self.paired:
             fake = adapt(parts.teacher, recipe)
             self.modules = {**self.modules, "fake": parts.teacher}
             self.optimizers["fake"] = adam(recipe, fake, recipe.fake_learning_rate)
@@ -219,17 +216,15 @@ class StudentStage(Stage):
         device = parts.embeds.device
         if self.paired:
             rows, noise, painted = self.pairs.draw(recipe.batch_size, generator)
-            noise, painted, wanted = noise.to(device), painted.to(device), parts.embeds[rows]
-        elif self.scored:
+            noise, painted = noise.to(device), painted.to(device)
+        else:
             rows = self._rows(len(parts.captions), generator)
             noise = normal(generator, (len(rows), *parts.shape)).to(device)
-            wanted = parts.embeds[rows]
-        else:
-            noise, painted, wanted = self._nearest(generator)
+        wanted = parts.embeds[rows]
         predictions, latents = self._paint(noise, wanted)
         kl = normal_kl(predictions)
-        name = "score" if self.scored else "regression"
-        if not self.scored:
+        name = "regression" if self.paired else "score"
+        if self.paired:
             follow = distance(latents, painted)
         else:
             follow = score_distillation(
@@ -237,7 +232,7 @@ class StudentStage(Stage):
                 parts.teacher,
                 parts.noising,
                 latents,
-                torch.cat([parts.empty.expand(len(noise), -1, -1), wanted]),
+                torch.cat([parts.empty.expand(len(rows), -1, -1), wanted]),
                 generator,
                 guidance=recipe.guidance,
                 levels=recipe.vsd_range,
@@ -251,8 +246,8 @@ class StudentStage(Stage):
             name, loss = "prior", recipe.prior * distance(latents, prior.latents[chosen])
             logs["prior"] = loss.detach()
         logs["norm"] = self._descend("lora", name, loss)
-        if self.scored:
-            dropped = torch.rand(len(noise), 1, 1, generator=generator) < recipe.fake_drop_prompt
+        if not self.paired:
+            dropped = torch.rand(len(rows), 1, 1, generator=generator) < recipe.fake_drop_prompt
             context = torch.where(dropped.to(device), parts.empty, wanted)
             loss = denoising(
                 self.accelerator,
@@ -266,18 +261,6 @@ class StudentStage(Stage):
             logs["fake"] = loss.detach()
             self._descend("fake", "fake", loss)
         return logs
-
-    def _nearest(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noises that come near pictures of a batch, those pictures, and their prompts."""
-        group = self._group(generator)
-        rows = self._rows(len(group.latents), generator)
-        wanted, prompt_embeds = group.latents[rows], group.embeds[rows]
-
-        def paint(noise: Tensor) -> Tensor:
-            return self._paint(noise, prompt_embeds)[1]
-
-        noise = nearest_noise(paint, wanted, self.recipe.noises, generator)
-        return noise, wanted, prompt_embeds
 
     def _paint(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
         return one_pass_of(self.accelerator, self.split, self.parts.schedule, noise, prompt_embeds)
