@@ -241,6 +241,15 @@ def test_each_setting_of_the_loss_moves_what_is_learned(
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize(("method", "told"), [("transfer", True), ("one-pass", False)])
+def test_what_a_teachers_lora_is_to_a_student_that_learned_on_is_said(
+    recipe: Callable[..., LoraRecipe], method: str, told: bool
+) -> None:
+    said: list[str] = []
+    train_lora(recipe(method=method, student="stickers", steps=1, student_steps=1), say=said.append)
+    assert any("weak on it: --method one-pass" in line for line in said) == told
+
+
 def test_a_stopped_run_says_so_and_goes_on(recipe: Callable[..., LoraRecipe]) -> None:
     one = recipe()
     with pytest.raises(Stopped, match="after 1 of 2 updates: the same command goes on"):

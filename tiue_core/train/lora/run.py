@@ -35,6 +35,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _AGAIN = "copy the folder again"
 TEACHERS = {"stickers": students.TEACHER}  #: of students that are known by name
+FAR = ("stickers",)  #: students that went on without their teachers (``train/tasks/drawn.py``)
 
 
 def run_folder(out: Path) -> Path:
@@ -209,6 +210,11 @@ def _stages(
         return told
 
     parts = make_parts(recipe, pipeline, teacher, pictures, folder)
+    if recipe.method == "transfer" and recipe.student in FAR and recipe.teacher is None:
+        say(
+            f"{recipe.student} has learned on since its teacher, so the LoRA of that is weak on it: "
+            "--method one-pass brings it nearer, for twice the time"
+        )
     say(f"{len(pictures.items)} pictures; the teacher learns them: {recipe.steps} updates")
     first = recipe.model_copy(update={"out": folder / "teacher"})
     result = train(first, lambda r: TransferStage(r, parts), progress=report(0), stop=stop)
