@@ -212,8 +212,8 @@ def _stages(
     parts = make_parts(recipe, pipeline, teacher, pictures, folder)
     if recipe.method == "transfer" and recipe.student in FAR and recipe.teacher is None:
         say(
-            f"{recipe.student} has learned on since its teacher, so the LoRA of that is weak on it: "
-            "--method one-pass brings it nearer, for twice the time"
+            f"{recipe.student} has learned on since its teacher, so the LoRA of that is weak "
+            "on it: --method one-pass brings it nearer, for twice the time"
         )
     say(f"{len(pictures.items)} pictures; the teacher learns them: {recipe.steps} updates")
     first = recipe.model_copy(update={"out": folder / "teacher"})
