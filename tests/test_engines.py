@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,22 @@ def test_a_damaged_set_is_not_taken(made: Path, home: Path, tmp_path: Path, harm
     with pytest.raises(TiueError, match="damaged or of another version"):
         read_set(folder)
     assert cache.find(student_hash="1") is None
+
+
+def test_what_an_engine_waits_for_is_no_part_of_its_opening(
+    home: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is remembered: found beside other work it would be held against the engine for good."""
+    run = GraphSet.run
+
+    def waits(self: GraphSet, *given: Any) -> Any:
+        time.sleep(2)
+        return run(self, *given)
+
+    monkeypatch.setattr(GraphSet, "run", waits)
+    assert engines.choose(made, "onnxruntime", "float32") is not None
+    (known,) = (one for one in cache.remembered().values() if isinstance(one, dict))
+    assert known["opened"] < 2 < known["picture"]
 
 
 def test_an_engine_that_paints_something_else_is_not_taken(

@@ -46,7 +46,7 @@ class Measured:
     latents: float  # relative error
     decibels: float  # PSNR of the picture
     levels: float  # of 255, the largest difference
-    opening: float  # seconds until the first picture
+    opened: float  # seconds of CPU time until the first picture: other work beside it adds none
     picture: float  # seconds for each that follows
 
     @property
@@ -81,7 +81,7 @@ def choose(
         return None
 
     def seconds(one: Measured) -> float:
-        return one.picture if pictures == float("inf") else one.opening + pictures * one.picture
+        return one.picture if pictures == float("inf") else one.opened + pictures * one.picture
 
     best = min(right, key=seconds)
     if engine == "auto" and without is not None and best.picture >= _seconds(folder, *without):
@@ -164,7 +164,7 @@ def _try(folder: Path, engine: str, precision: str) -> Measured | None:
 
     graphs = GraphSet(folder, engine, precision)
     wanted = np.asarray(graphs.about["check"]["latents"], np.float32)
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         picture, latents = graphs.run([graphs.about["check"]["prompt"]], [0])
     except Exception as error:  # an engine's own have no common base
@@ -172,7 +172,7 @@ def _try(folder: Path, engine: str, precision: str) -> Measured | None:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             warnings.warn(f"{engine} cannot run this student ({first}): not taken", stacklevel=4)
         return None
-    opening, seconds = time.perf_counter() - began, []
+    opened, seconds = time.process_time() - began, []
     for _ in range(2):
         began = time.perf_counter()
         graphs.run([graphs.about["check"]["prompt"]], [0])
@@ -189,7 +189,7 @@ def _try(folder: Path, engine: str, precision: str) -> Measured | None:
         latents=float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)),
         decibels=float(10 * np.log10(255**2 / max(squares, 1e-9))),
         levels=float(np.abs(off).max()),
-        opening=opening,
+        opened=opened,
         picture=min(seconds),
     )
     if not one.right:
