@@ -105,7 +105,7 @@ def test_upsamplers_are_transposed_convolutions(pipe: Any, tmp_path: Path) -> No
         upsamplers = [level.upsamplers[0] for level in levels if level.upsamplers]
         assert kinds.count("ConvTranspose") == len(upsamplers) > 0 == kinds.count("Resize")
         kernels = [each for each in model.initializer if tuple(each.dims)[2:] == (4, 4)]
-        assert len(kernels) == len(upsamplers)  # stored: deriving them as it opens takes longer
+        assert len(kernels) == len(upsamplers)  # stored, not derived in the graph
         assert all(isinstance(each, Upsample2D) for each in upsamplers)  # its own stay
 
 

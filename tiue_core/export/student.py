@@ -203,8 +203,8 @@ class _ByChannel(nn.Module):
 
 class Doubled(nn.Module):
     """Nearest-neighbour doubling and a 3x3 convolution as one transposed convolution, four ninths
-    of the multiplications, for which engines have a kernel. Its weight is stored: derived in the
-    graph it took OpenVINO 0.7 s more to open it.
+    of the multiplications, for which engines have a kernel. Its weight is stored, so that nothing
+    is derived when an engine opens the graph.
 
     Raises:
         NotUnderstoodError: the upsampler is not Stable Diffusion's.

@@ -33,17 +33,18 @@ _APART = (
 
 def card(recipe: DistillRecipe, schedule: OneWaySchedule) -> str:
     """Of a student that a teacher was distilled into."""
-    times = ", ".join(str(t) for t in schedule.timesteps.tolist())
-    how = (_SHARED if recipe.shared_encoder else _APART).format(t=times, k=len(schedule))
-    return _CARD.format(teacher=recipe.teacher, how=how, recipe=_written(recipe))
+    how = _SHARED if recipe.shared_encoder else _APART
+    return _card(recipe, recipe.teacher, how, schedule)
 
 
 def drawn_card(recipe: DrawnRecipe, schedule: OneWaySchedule) -> str:
     """Of a student that was taught by drawn scenes."""
+    how = f"{_SHARED} It was taught by drawn scenes at last."
+    return _card(recipe, recipe.student, how, schedule)
+
+
+def _card(recipe: Recipe, origin: str, how: str, schedule: OneWaySchedule) -> str:
     times = ", ".join(str(t) for t in schedule.timesteps.tolist())
-    how = _SHARED.format(t=times) + " It was taught by drawn scenes at last."
-    return _CARD.format(teacher=recipe.student, how=how, recipe=_written(recipe))
-
-
-def _written(recipe: Recipe) -> str:
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"}))
+    made = recipe.model_dump(mode="json", exclude_unset=True, exclude={"out"})
+    how = how.format(t=times, k=len(schedule))
+    return _CARD.format(teacher=origin, how=how, recipe=yaml.safe_dump(made))

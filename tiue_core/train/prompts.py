@@ -12,13 +12,17 @@ import random
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..errors import TiueError
 from ..pipelines.text import token_ids
 from .recipe import DistillRecipe, data_seed
+from .recipe_scratch import WorldConfig
+
+if TYPE_CHECKING:
+    from ..stickers.world import Scene
 
 COLUMNS = ("prompt", "caption", "text", "Prompt", "Caption", "TEXT")  #: looked for in this order
 WORLD_PROMPTS = 20_000
@@ -45,10 +49,7 @@ def load_prompts(recipe: DistillRecipe) -> list[str]:
         TiueError: there are none, or one only, or they cannot be read.
     """
     if recipe.world is not None:
-        from ..stickers.world import World
-
-        world = World(**recipe.world.model_dump())
-        return [s.caption for s in world.scenes(WORLD_PROMPTS, data_seed(recipe) + 7)]
+        return [scene.caption for scene in world_scenes(recipe.world, data_seed(recipe))]
     if recipe.prompts is None:
         raise TiueError("The recipe names neither `prompts` nor `world`: give a file of prompts.")
     source = str(recipe.prompts)
@@ -59,6 +60,13 @@ def load_prompts(recipe: DistillRecipe) -> list[str]:
     prompts = sorted(found)
     random.Random(data_seed(recipe)).shuffle(prompts)
     return prompts
+
+
+def world_scenes(config: WorldConfig, seed: int) -> list[Scene]:
+    """The scenes whose captions are the prompts of a recipe with a ``world``, in their order."""
+    from ..stickers.world import World
+
+    return World(**config.model_dump()).scenes(WORLD_PROMPTS, seed + 7)
 
 
 def _lines(source: str, column: str | None) -> Iterator[str]:

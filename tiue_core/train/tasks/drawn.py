@@ -29,7 +29,6 @@ from ...pipelines.text import token_ids
 from ...pipelines.vae import decode, encode_mean
 from ...stickers.posed import SCORES, posed, scores, told
 from ...stickers.render import render, to_unit
-from ...stickers.world import World
 from ..attention import written_out
 from ..card import drawn_card
 from ..draws import Draws, integers, normal
@@ -38,7 +37,7 @@ from ..grids import grid
 from ..loop import Task
 from ..optimizers import adam, backward, optimizer, optimizer_step
 from ..patches import edges
-from ..prompts import WORLD_PROMPTS, PromptTokens
+from ..prompts import PromptTokens, world_scenes
 from ..recipe import DrawnRecipe, data_seed
 from ..vsd import distance
 
@@ -67,8 +66,7 @@ class DrawnTask(Task):
         unet = self.pipeline.unet.requires_grad_(True)
         config = unet.config
         self.shape = (config.in_channels, config.sample_size, config.sample_size)
-        world = World(**recipe.world.model_dump())
-        self.scenes = world.scenes(WORLD_PROMPTS, data_seed(recipe) + 7)
+        self.scenes = world_scenes(recipe.world, data_seed(recipe))
         self.prompts = [scene.caption for scene in self.scenes]
         self.schedule = self.pipeline.schedule()
         side = config.sample_size >> (len(config.down_block_types) - 1)
@@ -89,8 +87,8 @@ class DrawnTask(Task):
         self.modules["reader"].to(accelerator.device)
         if accelerator.device.type == "cpu":
             written_out(self.pipeline.unet)
-        tokens = PromptTokens(self.pipeline, self.prompts)
-        self.embeds = Embeds(self.pipeline, tokens, accelerator, None)
+        self.tokens = PromptTokens(self.pipeline, self.prompts)
+        self.embeds = Embeds(self.pipeline, self.tokens, accelerator, None)
 
     def reach(self, step: int) -> float:
         """The share of the poses' range that is drawn at an update."""
@@ -104,9 +102,10 @@ class DrawnTask(Task):
         rows = integers(draws, 0, len(self.scenes), recipe.batch_size)
         noise = normal(draws, (len(rows), *self.shape))
         wanted = self.wanted(rows, noise, self.reach(step))
-        _, prompt_embeds = self.embeds(rows)
+        device = accelerator.device
+        prompt_embeds = self.embeds.of(self.tokens[rows]).to(device)
 
-        passed = self.paint(self.modules["student"], noise.to(accelerator.device), prompt_embeds)
+        passed = self.paint(self.modules["student"], noise.to(device), prompt_embeds)
         found = {"drawn": distance(passed.latents, wanted.z)}
         read = self.modules["reader"](passed.features.mid.float())
         wrong = F.mse_loss(read, wanted.scores, reduction="none") * wanted.told
